@@ -1,0 +1,132 @@
+using LaspNative.Runtime;
+
+namespace LaspNative.Autograd;
+
+/// <summary>
+/// One node of the tape. An op is a subclass in a file of its own that opens with its equations: a static Apply computes the forward value and records
+/// an instance, whose constructor says with <see cref="Save"/> what backward will read; <see cref="Backward"/> turns output gradients into input gradients.
+/// Inputs that are saved keep their memory; all other values may be freed as soon as they are consumed.
+/// </summary>
+public abstract class Function
+{
+    private static long s_clock;
+    private readonly List<Tensor> _saved = [];
+
+    internal Variable[] Inputs { get; private set; } = [];
+
+    internal Variable[] Outputs { get; private set; } = [];
+
+    /// <summary>Execution order over all tapes.</summary>
+    internal long Sequence { get; private set; }
+
+    /// <summary>Keeps a second handle on a tensor until this function's backward has run.</summary>
+    protected Tensor Save(Tensor tensor)
+    {
+        Tensor handle = tensor.Share();
+        _saved.Add(handle);
+        return handle;
+    }
+
+    /// <summary>As <see cref="Save(Tensor)"/>, for an optional input.</summary>
+    protected Tensor? SaveOptional(Tensor? tensor) => tensor is null ? null : Save(tensor);
+
+    /// <summary>Takes over a tensor that only backward will read.</summary>
+    protected Tensor Keep(Tensor tensor)
+    {
+        _saved.Add(tensor);
+        return tensor;
+    }
+
+    /// <summary>
+    /// Reads the output gradients from <paramref name="pass"/> and gives each wanted input its own.
+    /// Runs at most once, after every consumer of the outputs.
+    /// </summary>
+    protected internal abstract void Backward(BackwardPass pass);
+
+    /// <summary>Frees what was saved. Overridden by functions that hold more than tensors; always called exactly once.</summary>
+    protected internal virtual void Release()
+    {
+        foreach (Tensor tensor in _saved) tensor.Dispose();
+        _saved.Clear();
+    }
+
+    /// <summary>Puts this function on the tape of its inputs (null inputs are skipped) and wraps its output, which it takes over.</summary>
+    protected Variable Record(ReadOnlySpan<Variable?> inputs, Tensor output) => Record(inputs, [output])[0];
+
+    /// <inheritdoc cref="Record(ReadOnlySpan{Variable}, Tensor)"/>
+    protected Variable[] Record(ReadOnlySpan<Variable?> inputs, ReadOnlySpan<Tensor> outputs) => RecordCore(inputs, outputs, token: false);
+
+    /// <summary>
+    /// Records with one output more, the last: a token without value. A later function that takes it as an input has its backward run before this one's, and calls
+    /// <see cref="BackwardPass.Reach"/> to say that it has: how two functions share one exchange of messages.
+    /// </summary>
+    protected Variable[] RecordToken(ReadOnlySpan<Variable?> inputs, ReadOnlySpan<Tensor> outputs) => RecordCore(inputs, outputs, token: true);
+
+    private Variable[] RecordCore(ReadOnlySpan<Variable?> inputs, ReadOnlySpan<Tensor> outputs, bool token)
+    {
+        var present = new List<Variable>(inputs.Length);
+        foreach (Variable? input in inputs) present.Add(input ?? Absent);
+        Inputs = [.. present];
+        Sequence = Interlocked.Increment(ref s_clock);
+        bool requiresGradient = Inputs.Any(i => i.RequiresGradient);
+        Tape tape = Tape.Of(Inputs);
+        Device device = Inputs.First(i => i != Absent).Device;
+        var variables = new Variable[outputs.Length + (token ? 1 : 0)];
+        for (int i = 0; i < variables.Length; i++)
+            variables[i] = new Variable(i < outputs.Length ? outputs[i] : null, requiresGradient, tape, device);
+        Outputs = variables;
+        tape.Add(this, requiresGradient);
+        return variables;
+    }
+
+    /// <summary>Stands for an optional input that was not given.</summary>
+    internal static Variable Absent { get; } = new(null, requiresGradient: false, tape: null, device: null!);
+}
+
+/// <summary>What a function sees of the backward pass: gradients of its outputs in, gradients of its inputs out.</summary>
+public readonly struct BackwardPass
+{
+    private readonly Function _function;
+
+    internal BackwardPass(Function function) => _function = function;
+
+    /// <summary>Gradient of output <paramref name="index"/>; null when none reached it. Borrowed: share it to keep it.</summary>
+    public Tensor? Output(int index) => _function.Outputs[index].Gradient;
+
+    /// <summary>Gradient of output <paramref name="index"/>, which this function cannot do without.</summary>
+    public Tensor RequiredOutput(int index) => Output(index) ?? throw new InvalidOperationException($"no gradient reached output {index} of {_function.GetType().Name}");
+
+    /// <summary>Whether input <paramref name="index"/> wants a gradient.</summary>
+    public bool Wants(int index) => _function.Inputs[index].RequiresGradient;
+
+    /// <summary>Uninitialised memory of the shape and dtype of input <paramref name="index"/>, for its gradient.</summary>
+    public Tensor Empty(int index)
+    {
+        Variable input = _function.Inputs[index];
+        return Tensor.Empty(input.Shape, input.DType, input.Device);
+    }
+
+    /// <summary>Adds to the gradient of an input and takes the tensor over (share it first to keep it). An input that wants none drops it.</summary>
+    public void Give(int index, Tensor gradient)
+    {
+        if (Wants(index)) _function.Inputs[index].Accumulate(gradient);
+        else gradient.Dispose();
+    }
+
+    /// <summary>
+    /// The gradient buffer of an input, to be written in place: overwritten when <paramref name="accumulate"/> is false (its content is undefined), added to when true.
+    /// For a leaf it is fp32 (fp64).
+    /// </summary>
+    public Tensor Buffer(int index, out bool accumulate) => _function.Inputs[index].GradientBuffer(out accumulate);
+
+    /// <summary>As <see cref="Buffer"/> with zeros in a fresh buffer, for backend calls that always add.</summary>
+    public Tensor AddingBuffer(int index)
+    {
+        Tensor buffer = Buffer(index, out bool accumulate);
+        if (!accumulate) buffer.Device.Backend.Fill(0, buffer);
+        return buffer;
+    }
+
+    /// <summary>Tells the function behind a token that its backward is to run.</summary>
+    public void Reach(int index) => _function.Inputs[index].MarkReached();
+}

@@ -1,0 +1,127 @@
+using LaspNative.Runtime;
+
+namespace LaspNative.Autograd;
+
+/// <summary>
+/// A tensor on the tape: its value, and after a backward pass its gradient.
+/// A leaf (parameter or constant) owns its value and keeps its gradient until <see cref="ZeroGradient"/>.
+/// An intermediate value may be disposed as soon as its last consumer has been applied: what backward needs was saved, the rest is freed at once.
+/// </summary>
+public sealed class Variable : IDisposable
+{
+    private readonly Tensor? _value;
+    private readonly Tape? _tape;
+    private bool _disposed;
+
+    internal Variable(Tensor? value, bool requiresGradient, Tape? tape, Device device)
+    {
+        _value = value;
+        _tape = tape;
+        RequiresGradient = requiresGradient;
+        Shape = value?.Shape ?? [];
+        DType = value?.DType ?? DType.F32;
+        Device = device;
+    }
+
+    /// <summary>The value. Throws for a token, which carries only order (<see cref="Function.RecordToken"/>).</summary>
+    public Tensor Value => _value ?? throw new InvalidOperationException("this variable carries an order between two functions and has no value");
+
+    public Shape Shape { get; }
+
+    public DType DType { get; }
+
+    public Device Device { get; }
+
+    public bool RequiresGradient { get; }
+
+    /// <summary>The gradient; null before a backward pass, or when none reached this variable. Owned by the variable. Those of leaves are fp32 (fp64 for F64).</summary>
+    public Tensor? Gradient { get; private set; }
+
+    /// <summary>True for parameters and constants made by the caller.</summary>
+    public bool IsLeaf => _tape is null;
+
+    /// <summary>The tape this variable is on; null for leaves, which join any tape.</summary>
+    internal Tape? Tape => _tape?.Root;
+
+    /// <summary>True once the running backward pass has reached this variable, also where it carries no tensor.</summary>
+    internal bool Reached { get; private set; }
+
+    /// <summary>A leaf that wants a gradient. Takes ownership of <paramref name="value"/>.</summary>
+    public static Variable Parameter(Tensor value)
+    {
+        ArgumentNullException.ThrowIfNull(value);
+        return new Variable(value, requiresGradient: true, tape: null, value.Device);
+    }
+
+    /// <summary>A leaf without gradient. Takes ownership of <paramref name="value"/>.</summary>
+    public static Variable Constant(Tensor value)
+    {
+        ArgumentNullException.ThrowIfNull(value);
+        return new Variable(value, requiresGradient: false, tape: null, value.Device);
+    }
+
+    /// <summary>
+    /// Runs the tape backwards from this variable, adding to the gradients of all leaves reached. <paramref name="dOutput"/> is the gradient of this
+    /// variable (it stays the caller's); it may be left out for a single element, where it is 1. The tape is spent afterwards.
+    /// </summary>
+    public void Backward(Tensor? dOutput = null) => Autograd.Tape.Backward((this, dOutput));
+
+    /// <summary>Frees the gradient; the next backward pass starts from none.</summary>
+    public void ZeroGradient()
+    {
+        Gradient?.Dispose();
+        Gradient = null;
+        Reached = false;
+    }
+
+    private DType GradientDType => IsLeaf ? DType.Accumulator() : DType;
+
+    /// <summary>Adds a contribution and takes ownership of it. Memory shared with someone else is never written.</summary>
+    internal void Accumulate(Tensor contribution)
+    {
+        if (contribution.Shape != Shape) throw new InvalidOperationException($"a gradient of shape {contribution.Shape} does not fit a variable of shape {Shape}");
+        Reached = true;
+        IBackend backend = Device.Backend;
+        if (Gradient is null && !IsLeaf && contribution.DType == GradientDType)
+        {
+            Gradient = contribution;
+            return;
+        }
+        Tensor target = GradientBuffer(out bool accumulate);
+        if (accumulate) backend.AddScaled(contribution, 1, target);
+        else backend.Cast(contribution, target);
+        contribution.Dispose();
+    }
+
+    /// <summary>The buffer to write a gradient into; <paramref name="accumulate"/> says whether it holds one already, to be added to.</summary>
+    internal Tensor GradientBuffer(out bool accumulate)
+    {
+        Reached = true;
+        accumulate = Gradient is not null;
+        if (Gradient is { IsShared: false }) return Gradient;
+        Tensor fresh = Tensor.Empty(Shape, GradientDType, Device, IsLeaf ? MemoryCategory.Gradients : MemoryCategory.Activations);
+        if (Gradient is not null)
+        {
+            Device.Backend.Cast(Gradient, fresh);
+            Gradient.Dispose();
+        }
+        return Gradient = fresh;
+    }
+
+    internal void MarkReached() => Reached = true;
+
+    /// <summary>Frees the value. Disposing the last handle of a tape that nobody made explicitly also closes that tape.</summary>
+    public void Dispose()
+    {
+        if (_disposed) return;
+        ReleaseValue();
+        if (IsLeaf) ZeroGradient();
+        else Tape!.HandleDisposed();
+    }
+
+    internal void ReleaseValue()
+    {
+        _disposed = true;
+        _value?.Dispose();
+    }
+}

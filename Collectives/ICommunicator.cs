@@ -1,0 +1,66 @@
+using LaspNative.Runtime;
+
+namespace LaspNative.Collectives;
+
+/// <summary>
+/// The ranks of one group, seen from one of them. Every rank calls the same operations in the same order.
+/// Operations are asynchronous: they start when the device's work queued so far is done, run beside later work, and return a handle whose
+/// <see cref="CommunicationWork.Wait"/> puts the result before whatever is queued next. Sources must not be written, and destinations not touched, until then.
+/// Peers are ranks of THIS group, never of the world.
+/// </summary>
+public interface ICommunicator : IDisposable
+{
+    int Rank { get; }
+
+    int Size { get; }
+
+    /// <summary>The device whose tensors this communicator moves.</summary>
+    Device Device { get; }
+
+    /// <summary>Bytes and messages sent by this rank, by operation.</summary>
+    CommunicationCounters Counters { get; }
+
+    /// <summary>destination [W, ...] = every rank's source [...] in rank order. Sends (W-1) x the source.</summary>
+    CommunicationWork AllGather(Tensor source, Tensor destination);
+
+    /// <summary>tensor = sum over ranks, on every rank. Sends 2 (W-1)/W x the tensor.</summary>
+    CommunicationWork AllReduce(Tensor tensor);
+
+    /// <summary>destination [...] = sum over ranks of their source[rank] where source is [W, ...]. Sends (W-1) x the destination.</summary>
+    CommunicationWork ReduceScatter(Tensor source, Tensor destination);
+
+    /// <summary>tensor = the root's tensor, on every rank. The root sends (W-1) x the tensor.</summary>
+    CommunicationWork Broadcast(Tensor tensor, int root);
+
+    /// <summary>destination[j] = rank j's source[rank], both [W, ...]. Sends (W-1)/W x the source.</summary>
+    CommunicationWork AllToAll(Tensor source, Tensor destination);
+
+    /// <summary>Sends to one peer; matched by that peer's <see cref="Receive"/> in order.</summary>
+    CommunicationWork Send(Tensor source, int peer);
+
+    CommunicationWork Receive(Tensor destination, int peer);
+
+    /// <summary>A send and a receive as one operation: neither waits for the other, so a ring of them cannot deadlock.</summary>
+    CommunicationWork SendReceive(Tensor source, int to, Tensor destination, int from);
+
+    /// <summary>Blocks until every rank has arrived and its queued work has run.</summary>
+    void Barrier();
+}
+
+/// <summary>A collective in flight. Wait exactly once.</summary>
+public abstract class CommunicationWork
+{
+    /// <summary>Nothing to wait for: a group of one.</summary>
+    public static CommunicationWork Done { get; } = new Completed();
+
+    /// <summary>
+    /// After this call, work queued on the device sees the result. On a GPU it orders streams and may return at once; on the CPU it blocks (never spins).
+    /// Throws <see cref="LaspException"/> when the operation failed or another rank did.
+    /// </summary>
+    public abstract void Wait();
+
+    private sealed class Completed : CommunicationWork
+    {
+        public override void Wait() { }
+    }
+}

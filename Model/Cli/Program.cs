@@ -1,0 +1,2 @@
+// Entry point of lasp.
+return 0;

@@ -1,0 +1,25 @@
+namespace LaspNative.Runtime;
+
+/// <summary>
+/// Every environment variable that the library reads, in one place. Read once, at first use.
+/// </summary>
+/// <param name="Debug">LASP_DEBUG=1: stack traces on errors.</param>
+/// <param name="TraceAllocations">LASP_TRACE_ALLOCATIONS=1: keep the call stack of every live allocation, to name leaks.</param>
+/// <param name="KernelCache">LASP_KERNEL_CACHE=DIR: where compiled kernels are kept; "off" keeps none. Default: the user's cache folder.</param>
+/// <param name="NvrtcPath">LASP_NVRTC=FILE: the NVRTC library to load instead of the versions searched for.</param>
+/// <param name="OpenBlas">LASP_OPENBLAS=0: never use OpenBLAS, even when it is installed; =FILE: load this one.</param>
+/// <param name="ForceSm80">LASP_FORCE_SM80=1: use the kernels for compute capability 8.0 on newer GPUs too.</param>
+public sealed record LaspOptions(bool Debug, bool TraceAllocations, string? KernelCache, string? NvrtcPath, string? OpenBlas, bool ForceSm80)
+{
+    public static LaspOptions Current { get; } = FromEnvironment();
+
+    private static LaspOptions FromEnvironment() => new(
+        Flag("LASP_DEBUG"),
+        Flag("LASP_TRACE_ALLOCATIONS"),
+        Environment.GetEnvironmentVariable("LASP_KERNEL_CACHE"),
+        Environment.GetEnvironmentVariable("LASP_NVRTC"),
+        Environment.GetEnvironmentVariable("LASP_OPENBLAS"),
+        Flag("LASP_FORCE_SM80"));
+
+    private static bool Flag(string name) => Environment.GetEnvironmentVariable(name) is "1" or "true";
+}
