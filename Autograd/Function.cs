@@ -96,6 +96,9 @@ public readonly struct BackwardPass
     /// <summary>Gradient of output <paramref name="index"/>, which this function cannot do without.</summary>
     public Tensor RequiredOutput(int index) => Output(index) ?? throw new InvalidOperationException($"no gradient reached output {index} of {_function.GetType().Name}");
 
+    /// <summary>Outputs of the function, tokens included.</summary>
+    public int OutputCount => _function.Outputs.Length;
+
     /// <summary>Whether input <paramref name="index"/> wants a gradient.</summary>
     public bool Wants(int index) => _function.Inputs[index].RequiresGradient;
 

@@ -1,0 +1,158 @@
+using LaspNative.Autograd;
+using LaspNative.Runtime;
+
+namespace LaspNative.Collectives;
+
+/// <summary>Output of a linear-attention call that also wants the state after the last token.</summary>
+/// <param name="Output">[B, C, H, E].</param>
+/// <param name="FinalState">[B, H, D, E] of fp32 (fp64), the same on every rank. Its gradient in backward must be the same on every rank too and counts once.</param>
+public readonly record struct LinearAttentionResult(Variable Output, Variable FinalState);
+
+/// <summary>
+/// Causal linear attention over a sequence whose chunks lie on the ranks of a group:
+///   S_i = exp(g) S_{i-1} + k_i^T v_i        o_i = scale * q_i S_i
+/// q [B, C, H, D], k [B, C, Hk, D], v [B, C, Hk, E] are this rank's chunk; decay is the log decay g per head [H] in fp32 (fp64), or null for none.
+/// Every rank of the group calls with its own chunk. Two tape functions, so that work between them hides the messages in both directions:
+/// Begin's backward runs after Finish's, with whatever was recorded between the two in the middle.
+/// Gradients of decay and initial state are this rank's part: their sum over the ranks is the gradient.
+/// </summary>
+public static class LinearAttention
+{
+    /// <summary>Begin and Finish in one call: nothing hides the message. Returns o [B, C, H, E].</summary>
+    public static Variable Apply(Variable q, Variable k, Variable v, Variable? decay, ICommunicator group, SequenceParallel strategy, AttentionOptions? options = null)
+    {
+        ArgumentNullException.ThrowIfNull(q);
+        return Finish(q, Begin(k, v, decay, group, strategy, WithHeads(options, q)));
+    }
+
+    /// <summary>As <see cref="Apply"/>, from an initial state [B, H, D, E] (null: zero; the same on every rank) and with the final state.</summary>
+    public static LinearAttentionResult ApplyWithState(Variable q, Variable k, Variable v, Variable? decay, Variable? initialState, ICommunicator group, SequenceParallel strategy, AttentionOptions? options = null)
+    {
+        ArgumentNullException.ThrowIfNull(q);
+        Variable[] outputs = Finish(q, Begin(k, v, decay, group, strategy, WithHeads(options, q), initialState), withFinalState: true);
+        return new LinearAttentionResult(outputs[0], outputs[1]);
+    }
+
+    /// <summary>Forms this rank's state from k and v and starts its message.</summary>
+    public static PendingAttention Begin(Variable k, Variable v, Variable? decay, ICommunicator group, SequenceParallel strategy, AttentionOptions? options = null, Variable? initialState = null)
+    {
+        ArgumentNullException.ThrowIfNull(k);
+        ArgumentNullException.ThrowIfNull(v);
+        ArgumentNullException.ThrowIfNull(group);
+        ArgumentNullException.ThrowIfNull(strategy);
+        var call = new AttentionCall(k.Value, v.Value, decay?.Value, initialState?.Value, group, options ?? AttentionOptions.Default);
+        AttentionExchange exchange = strategy.Begin(call, k.Value, v.Value, decay?.Value, initialState?.Value);
+        Variable token = new BeginFunction(exchange.Retain()).Record(k, v, decay, initialState);
+        return new PendingAttention(exchange, token);
+    }
+
+    /// <summary>Waits for the message and computes o [B, C, H, E]. Uses up <paramref name="pending"/>.</summary>
+    public static Variable Finish(Variable q, PendingAttention pending) => Finish(q, pending, withFinalState: false)[0];
+
+    private static Variable[] Finish(Variable q, PendingAttention pending, bool withFinalState)
+    {
+        ArgumentNullException.ThrowIfNull(q);
+        ArgumentNullException.ThrowIfNull(pending);
+        using (pending)
+        {
+            AttentionExchange exchange = pending.Take();
+            AttentionCall call = exchange.Call;
+            call.CheckQuery(q.Value);
+            Tensor o = Tensor.Empty(call.OutputShape, call.DType, call.Device);
+            Tensor? finalState = withFinalState ? call.EmptyState() : null;
+            exchange.Finish(q.Value, o, finalState);
+            return new FinishFunction(exchange.Retain(), q.Value).Record(q, pending.Token, o, finalState);
+        }
+    }
+
+    private static AttentionOptions WithHeads(AttentionOptions? options, Variable q) =>
+        (options ?? AttentionOptions.Default) with { QueryHeads = q.Shape.Rank == 4 ? (int)q.Shape[2] : throw new LaspException($"q has shape {q.Shape}; it is [B, N, H, D]") };
+
+    /// <summary>Backward: dk, dv and the parts of dDecay and dInitialState, once the state gradients have arrived.</summary>
+    private sealed class BeginFunction(AttentionExchange exchange) : Function
+    {
+        public Variable Record(Variable k, Variable v, Variable? decay, Variable? initialState) => RecordToken([k, v, decay, initialState], [])[0];
+
+        protected override void Backward(BackwardPass pass)
+        {
+            Tensor dk = pass.Empty(0);
+            Tensor dv = pass.Empty(1);
+            Tensor? dDecay = pass.Wants(2) ? pass.Empty(2) : null;
+            Tensor? dInitialState = pass.Wants(3) ? pass.Empty(3) : null;
+            exchange.BackwardBegin(dk, dv, dDecay, dInitialState);
+            pass.Give(0, dk);
+            pass.Give(1, dv);
+            if (dDecay is not null) pass.Give(2, dDecay);
+            if (dInitialState is not null) pass.Give(3, dInitialState);
+        }
+
+        protected override void Release()
+        {
+            base.Release();
+            exchange.Release();
+        }
+    }
+
+    /// <summary>Backward: this rank's state gradient and the start of its message, then dq.</summary>
+    private sealed class FinishFunction : Function
+    {
+        private readonly AttentionExchange _exchange;
+        private readonly Tensor _q;
+
+        public FinishFunction(AttentionExchange exchange, Tensor q)
+        {
+            _exchange = exchange;
+            _q = Save(q);
+        }
+
+        public Variable[] Record(Variable q, Variable token, Tensor o, Tensor? finalState) =>
+            Record([q, token], finalState is null ? [o] : [o, finalState]);
+
+        protected override void Backward(BackwardPass pass)
+        {
+            Tensor? dFinalState = pass.OutputCount > 1 ? pass.Output(1) : null;
+            using Tensor dO = pass.Output(0)?.Share() ?? Tensor.Zeros(_exchange.Call.OutputShape, _exchange.Call.DType, _exchange.Call.Device);
+            Tensor dq = pass.Empty(0);
+            bool continues = pass.Wants(1);
+            _exchange.BackwardFinish(_q, dO, dFinalState, dq, continues);
+            pass.Give(0, dq);
+            if (continues) pass.Reach(1);
+        }
+
+        protected override void Release()
+        {
+            base.Release();
+            _exchange.Release();
+        }
+    }
+}
+
+/// <summary>An attention call between Begin and Finish: its message is in flight. Finish uses it up; disposing it without Finish abandons the call (on every rank alike).</summary>
+public sealed class PendingAttention : IDisposable
+{
+    private AttentionExchange? _exchange;
+    private bool _taken;
+
+    internal PendingAttention(AttentionExchange exchange, Variable token)
+    {
+        _exchange = exchange;
+        Token = token;
+    }
+
+    internal Variable Token { get; }
+
+    internal AttentionExchange Take()
+    {
+        if (_taken || _exchange is null) throw new LaspException("Finish was already called for this attention call; Begin starts a new one");
+        _taken = true;
+        return _exchange;
+    }
+
+    public void Dispose()
+    {
+        if (_exchange is null) return;
+        _exchange.Release();
+        _exchange = null;
+        Token.Dispose();
+    }
+}

@@ -1,0 +1,98 @@
+using LaspNative.Runtime;
+
+namespace LaspNative.Collectives;
+
+/// <summary>
+/// A way to compute linear attention over a sequence whose chunks lie on the ranks of a group (a chunk is an affine map of the state: S_out = A S_in + M).
+/// A strategy is one file: its equations, its wire pattern, its bytes. It makes an <see cref="AttentionExchange"/> per call.
+/// </summary>
+public abstract class SequenceParallel
+{
+    /// <summary>The name used on the command line and in reports.</summary>
+    public abstract string Name { get; }
+
+    /// <summary>Phase one of the forward pass: forms what this rank has to tell and starts the message. Waits for nothing.</summary>
+    internal abstract AttentionExchange Begin(AttentionCall call, Tensor k, Tensor v, Tensor? decay, Tensor? initialState);
+
+    /// <summary>Bytes that the calling rank sends for one layer, forward and backward, by the strategy's formula.</summary>
+    public abstract (long Forward, long Backward) PredictedBytesSent(AttentionCall call);
+
+    /// <summary>The strategies that can be named.</summary>
+    public static IReadOnlyList<SequenceParallel> All { get; } = [Lasp2.Default, Serial.Default];
+
+    /// <summary>The strategy of a name; throws <see cref="LaspException"/> listing the known ones.</summary>
+    public static SequenceParallel Parse(string name) =>
+        All.FirstOrDefault(s => s.Name == name) ?? throw new LaspException($"unknown strategy '{name}'; available: {string.Join(", ", All.Select(s => s.Name))}");
+}
+
+/// <summary>
+/// One attention call in flight, forward and backward. The four phases run in this order on every rank:
+/// Begin (the constructor) - Finish - BackwardFinish - BackwardBegin; what lies between two phases hides the message started in the first.
+/// Held by the pending handle and by the tape's two functions, and freed with the last of them.
+/// </summary>
+internal abstract class AttentionExchange
+{
+    private readonly List<Tensor> _held = [];
+    private int _owners = 1;
+
+    protected AttentionExchange(AttentionCall call, Tensor k, Tensor v, Tensor? decay, Tensor? initialState)
+    {
+        Call = call;
+        K = Hold(k.Share());
+        V = Hold(v.Share());
+        Decay = decay is null ? null : Hold(decay.Share());
+        InitialState = initialState is null ? null : Hold(initialState.Share());
+    }
+
+    public AttentionCall Call { get; }
+
+    /// <summary>[B, C, Hk, D].</summary>
+    protected Tensor K { get; }
+
+    /// <summary>[B, C, Hk, E].</summary>
+    protected Tensor V { get; }
+
+    /// <summary>[H] or none.</summary>
+    protected Tensor? Decay { get; }
+
+    /// <summary>[B, H, D, E], the same on every rank, or none.</summary>
+    protected Tensor? InitialState { get; }
+
+    protected IBackend Backend => Call.Device.Backend;
+
+    /// <summary>Waits for the message and writes o [B, C, H, E], and the state after the last token of the sequence where it is wanted.</summary>
+    public abstract void Finish(Tensor q, Tensor o, Tensor? finalState);
+
+    /// <summary>
+    /// Forms this rank's part of the state gradient, starts its message, and writes dq. q and dO are kept for the last phase.
+    /// <paramref name="continues"/> is false when no input of Begin wants a gradient: then there is no message and no last phase.
+    /// </summary>
+    public abstract void BackwardFinish(Tensor q, Tensor dO, Tensor? dFinalState, Tensor dq, bool continues);
+
+    /// <summary>Waits for the message and writes dk, dv, and where wanted this rank's part of dDecay [H] and of dInitialState.</summary>
+    public abstract void BackwardBegin(Tensor dk, Tensor dv, Tensor? dDecay, Tensor? dInitialState);
+
+    /// <summary>Keeps a tensor until the exchange is over.</summary>
+    protected Tensor Hold(Tensor tensor)
+    {
+        _held.Add(tensor);
+        return tensor;
+    }
+
+    public AttentionExchange Retain()
+    {
+        _owners++;
+        return this;
+    }
+
+    public void Release()
+    {
+        if (--_owners > 0) return;
+        Abandon();
+        foreach (Tensor tensor in _held) tensor.Dispose();
+        _held.Clear();
+    }
+
+    /// <summary>Waits for a message that nobody has waited for, so that its buffers can be freed.</summary>
+    protected virtual void Abandon() { }
+}
