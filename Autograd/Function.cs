@@ -50,7 +50,10 @@ public abstract class Function
         _saved.Clear();
     }
 
-    /// <summary>Puts this function on the tape of its inputs (null inputs are skipped) and wraps its output, which it takes over.</summary>
+    /// <summary>
+    /// Puts this function on the tape of its inputs (null inputs are skipped) and wraps its output, which it takes over.
+    /// Where no input wants a gradient nothing is recorded: the output is a constant.
+    /// </summary>
     protected Variable Record(ReadOnlySpan<Variable?> inputs, Tensor output) => Record(inputs, [output])[0];
 
     /// <inheritdoc cref="Record(ReadOnlySpan{Variable}, Tensor)"/>
@@ -64,19 +67,27 @@ public abstract class Function
 
     private Variable[] RecordCore(ReadOnlySpan<Variable?> inputs, ReadOnlySpan<Tensor> outputs, bool token)
     {
-        var present = new List<Variable>(inputs.Length);
-        foreach (Variable? input in inputs) present.Add(input ?? Absent);
-        Inputs = [.. present];
+        Inputs = new Variable[inputs.Length];
+        for (int i = 0; i < inputs.Length; i++) Inputs[i] = inputs[i] ?? Absent;
         Sequence = Interlocked.Increment(ref s_clock);
         bool requiresGradient = Inputs.Any(i => i.RequiresGradient);
-        Tape tape = Tape.Of(Inputs);
         Device device = Inputs.First(i => i != Absent).Device;
-        var variables = new Variable[outputs.Length + (token ? 1 : 0)];
-        for (int i = 0; i < variables.Length; i++)
-            variables[i] = new Variable(i < outputs.Length ? outputs[i] : null, requiresGradient, tape, device);
-        Outputs = variables;
-        tape.Add(this, requiresGradient);
-        return variables;
+        try
+        {
+            Tape? tape = Tape.Of(Inputs, requiresGradient);
+            Outputs = new Variable[outputs.Length + (token ? 1 : 0)];
+            for (int i = 0; i < Outputs.Length; i++)
+                Outputs[i] = new Variable(i < outputs.Length ? outputs[i] : null, requiresGradient, tape, device);
+            tape?.Add(this, requiresGradient);
+        }
+        catch
+        {
+            foreach (Tensor output in outputs) output.Dispose();
+            Release();
+            throw;
+        }
+        if (!requiresGradient) Release();
+        return Outputs;
     }
 
     /// <summary>Stands for an optional input that was not given.</summary>
@@ -91,13 +102,18 @@ public readonly struct BackwardPass
     internal BackwardPass(Function function) => _function = function;
 
     /// <summary>Gradient of output <paramref name="index"/>; null when none reached it. Borrowed: share it to keep it.</summary>
-    public Tensor? Output(int index) => _function.Outputs[index].Gradient;
+    public Tensor? Output(int index) => _function.Outputs[index].GradientInValueType();
 
     /// <summary>Gradient of output <paramref name="index"/>, which this function cannot do without.</summary>
     public Tensor RequiredOutput(int index) => Output(index) ?? throw new InvalidOperationException($"no gradient reached output {index} of {_function.GetType().Name}");
 
     /// <summary>Outputs of the function, tokens included.</summary>
     public int OutputCount => _function.Outputs.Length;
+
+    /// <summary>
+    /// Gradient of a single-element output as a number. Where the backward pass started here with the default, 1, no device is asked; otherwise this waits for it.
+    /// </summary>
+    public double OutputScalar(int index) => _function.Outputs[index].IsDefaultRoot ? 1 : RequiredOutput(index).ToDoubles()[0];
 
     /// <summary>Whether input <paramref name="index"/> wants a gradient.</summary>
     public bool Wants(int index) => _function.Inputs[index].RequiresGradient;
@@ -117,17 +133,30 @@ public readonly struct BackwardPass
     }
 
     /// <summary>
-    /// The gradient buffer of an input, to be written in place: overwritten when <paramref name="accumulate"/> is false (its content is undefined), added to when true.
-    /// For a leaf it is fp32 (fp64).
+    /// The gradient buffer of an input that wants one, to be written in place: overwritten when <paramref name="accumulate"/> is false (its content is undefined),
+    /// added to when true. Borrowed. For a leaf it is fp32 (fp64), for an intermediate value of the value's type.
     /// </summary>
-    public Tensor Buffer(int index, out bool accumulate) => _function.Inputs[index].GradientBuffer(out accumulate);
+    public Tensor Buffer(int index, out bool accumulate)
+    {
+        Variable input = _function.Inputs[index];
+        return input.GradientBuffer(input.GradientDType, out accumulate);
+    }
 
-    /// <summary>As <see cref="Buffer"/> with zeros in a fresh buffer, for backend calls that always add.</summary>
+    /// <summary>The gradient buffer of an input that wants one, for backend calls that add: zeros when fresh, and fp32 (fp64) for every input. Borrowed.</summary>
     public Tensor AddingBuffer(int index)
     {
-        Tensor buffer = Buffer(index, out bool accumulate);
+        Variable input = _function.Inputs[index];
+        Tensor buffer = input.GradientBuffer(input.DType.Accumulator(), out bool accumulate);
         if (!accumulate) buffer.Device.Backend.Fill(0, buffer);
         return buffer;
+    }
+
+    /// <summary>As <see cref="AddingBuffer"/>, for backend calls that insist on a destination: scratch where the input wants no gradient. Dispose it after the call.</summary>
+    public Tensor AddingBufferOrScratch(int index)
+    {
+        if (Wants(index)) return AddingBuffer(index).Share();
+        Variable input = _function.Inputs[index];
+        return Tensor.Zeros(input.Shape, input.DType.Accumulator(), input.Device, MemoryCategory.Workspace);
     }
 
     /// <summary>Tells the function behind a token that its backward is to run.</summary>

@@ -4,17 +4,24 @@ namespace LaspNative.Autograd;
 
 /// <summary>
 /// The functions of one forward pass in the order in which they ran. Backward walks it from the end: no recursion, no search.
-/// Make one per step (<c>using var tape = new Tape();</c>) and everything recorded is freed with it; where nobody makes one, functions start one themselves,
-/// tapes merge when their values meet, and the last disposed value closes it. A tape is used by one thread.
+/// Make one per step (<c>using var tape = new Tape();</c>, with the step's inputs as its <see cref="Constant"/>s) and everything recorded is freed with it.
+/// Where nobody makes one, functions start one themselves, tapes merge when their values meet, and the last disposed value closes it. A tape is used by one thread.
 /// </summary>
 public sealed class Tape : IDisposable
 {
+    private enum State
+    {
+        Recording,
+        Spent,
+        Closed,
+    }
+
     private readonly bool _isExplicit;
     private List<Function> _functions = [];
     private List<Variable> _variables = [];
     private Tape? _mergedInto;
     private int _openHandles;
-    private bool _spent;
+    private State _state;
 
     public Tape() : this(isExplicit: true) { }
 
@@ -26,39 +33,49 @@ public sealed class Tape : IDisposable
         {
             Tape root = this;
             while (root._mergedInto is { } next) root = next;
+            if (root != this) _mergedInto = root;
             return root;
         }
     }
 
     /// <summary>Functions recorded and not yet run backwards.</summary>
-    public int Count => Root._functions.Count;
+    public int Count => _functions.Count;
 
     /// <summary>A value without gradient that is freed with the tape. Takes ownership. Functions of it record on this tape.</summary>
     public Variable Constant(Tensor value)
     {
         ArgumentNullException.ThrowIfNull(value);
-        var variable = new Variable(value, requiresGradient: false, Root, value.Device);
-        Root.Own(variable);
+        ThrowIfNotRecording();
+        var variable = new Variable(value, requiresGradient: false, this, value.Device);
+        Own(variable);
         return variable;
     }
 
-    /// <summary>The tape on which a function of these inputs belongs: theirs, merged if they have several.</summary>
-    internal static Tape Of(ReadOnlySpan<Variable> inputs)
+    /// <summary>
+    /// The tape on which a function of these inputs belongs: theirs, merged if they have several. Where none has one: a new one if there is a gradient to
+    /// compute, else null.
+    /// </summary>
+    internal static Tape? Of(ReadOnlySpan<Variable> inputs, bool requiresGradient)
     {
         Tape? tape = null;
         foreach (Variable input in inputs)
         {
             if (input.Tape is not { } other || other == tape) continue;
+            other.ThrowIfNotRecording();
             tape = tape is null ? other : Merge(tape, other);
         }
-        return tape ?? new Tape(isExplicit: false);
+        return tape ?? (requiresGradient ? new Tape(isExplicit: false) : null);
     }
 
+    /// <summary>Moves the implicit, else the shorter, of two tapes into the other.</summary>
     private static Tape Merge(Tape a, Tape b)
     {
         if (a._isExplicit && b._isExplicit) throw new LaspException("two inputs of one function are on two tapes; record one step on one tape");
-        (Tape into, Tape from) = b._isExplicit ? (b, a) : (a, b);
-        into._functions = [.. into._functions.Concat(from._functions).OrderBy(f => f.Sequence)];
+        bool intoA = a._isExplicit || (!b._isExplicit && a._functions.Count >= b._functions.Count);
+        (Tape into, Tape from) = intoA ? (a, b) : (b, a);
+        bool follows = into._functions.Count == 0 || from._functions.Count == 0 || into._functions[^1].Sequence < from._functions[0].Sequence;
+        into._functions.AddRange(from._functions);
+        if (!follows) into._functions.Sort((x, y) => x.Sequence.CompareTo(y.Sequence));
         into._variables.AddRange(from._variables);
         into._openHandles += from._openHandles;
         (from._functions, from._variables, from._mergedInto) = ([], [], into);
@@ -67,16 +84,20 @@ public sealed class Tape : IDisposable
 
     internal void Add(Function function, bool requiresGradient)
     {
-        if (_spent) throw new LaspException("this tape already ran backwards; record the next step on a new tape");
         foreach (Variable output in function.Outputs) Own(output);
         if (requiresGradient) _functions.Add(function);
-        else function.Release();
     }
 
     private void Own(Variable variable)
     {
         _variables.Add(variable);
         _openHandles++;
+    }
+
+    private void ThrowIfNotRecording()
+    {
+        if (_state == State.Spent) throw new LaspException("this tape already ran backwards; record the step again, on a new tape");
+        if (_state == State.Closed) throw new LaspException("this tape was disposed; record the step on a new one");
     }
 
     /// <summary>Runs backwards from several outputs of one tape at once, each with its gradient (null: 1 for a single element).</summary>
@@ -87,43 +108,56 @@ public sealed class Tape : IDisposable
         {
             if (output.Tape is not { } own || !output.RequiresGradient) throw new LaspException("backward needs the output of a recorded function: this variable is a leaf, or nothing before it wants a gradient");
             if (tape is not null && own != tape) throw new LaspException("the outputs given to one backward pass are on different tapes");
+            if (gradient is null && output.Shape.Count != 1) throw new LaspException($"backward from a variable of shape {output.Shape} needs its gradient; only a single element has a default, 1");
+            if (gradient is not null && gradient.Shape != output.Shape) throw new LaspException($"a gradient of shape {gradient.Shape} was given to a variable of shape {output.Shape}; they must be equal");
+            own.ThrowIfNotRecording();
             tape = own;
-            Seed(output, gradient);
+        }
+        foreach ((Variable output, Tensor? gradient) in roots)
+        {
+            if (gradient is null) output.SeedWithOne();
+            else output.Accumulate(gradient.Share());
         }
         tape?.Run();
     }
 
-    private static void Seed(Variable output, Tensor? gradient)
-    {
-        if (gradient is not null)
-        {
-            output.Accumulate(gradient.Share());
-            return;
-        }
-        if (output.Shape.Count != 1) throw new LaspException($"backward from a variable of shape {output.Shape} needs its gradient; only a single element has a default, 1");
-        Tensor one = Tensor.Empty(output.Shape, output.DType, output.Device);
-        output.Device.Backend.Fill(1, one);
-        output.Accumulate(one);
-    }
-
     private void Run()
     {
-        if (_spent) throw new LaspException("this tape already ran backwards; record the step again for another backward pass");
-        _spent = true;
-        for (int i = _functions.Count - 1; i >= 0; i--)
+        _state = State.Spent;
+        try
         {
-            Function function = _functions[i];
-            _functions.RemoveAt(i);
-            try
-            {
-                if (function.Outputs.Any(o => o.Reached)) function.Backward(new BackwardPass(function));
-            }
-            finally
-            {
-                function.Release();
-                foreach (Variable output in function.Outputs) output.ZeroGradient();
-            }
+            while (_functions.Count > 0) RunLast();
         }
+        finally
+        {
+            while (_functions.Count > 0) Forget(TakeLast()); // only after an error: what is left is freed unrun
+        }
+    }
+
+    private void RunLast()
+    {
+        Function function = TakeLast();
+        try
+        {
+            if (function.Outputs.Any(o => o.Reached)) function.Backward(new BackwardPass(function));
+        }
+        finally
+        {
+            Forget(function);
+        }
+    }
+
+    private Function TakeLast()
+    {
+        Function last = _functions[^1];
+        _functions.RemoveAt(_functions.Count - 1);
+        return last;
+    }
+
+    private static void Forget(Function function)
+    {
+        function.Release();
+        foreach (Variable output in function.Outputs) output.ZeroGradient();
     }
 
     internal void HandleDisposed()
@@ -134,8 +168,8 @@ public sealed class Tape : IDisposable
     /// <summary>Frees everything recorded: saved tensors, values, gradients of intermediate values.</summary>
     public void Dispose()
     {
-        foreach (Function function in _functions) function.Release();
-        _functions.Clear();
+        _state = State.Closed;
+        while (_functions.Count > 0) Forget(TakeLast());
         foreach (Variable variable in _variables)
         {
             variable.ReleaseValue();

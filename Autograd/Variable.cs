@@ -46,6 +46,9 @@ public sealed class Variable : IDisposable
     /// <summary>True once the running backward pass has reached this variable, also where it carries no tensor.</summary>
     internal bool Reached { get; private set; }
 
+    /// <summary>True while the gradient is the 1 that a backward pass starts with by default, and nothing else.</summary>
+    internal bool IsDefaultRoot { get; private set; }
+
     /// <summary>A leaf that wants a gradient. Takes ownership of <paramref name="value"/>.</summary>
     public static Variable Parameter(Tensor value)
     {
@@ -72,34 +75,41 @@ public sealed class Variable : IDisposable
         Gradient?.Dispose();
         Gradient = null;
         Reached = false;
+        IsDefaultRoot = false;
     }
 
-    private DType GradientDType => IsLeaf ? DType.Accumulator() : DType;
+    /// <summary>The type of the gradient that others see: leaves collect theirs over whole steps, in fp32 (fp64).</summary>
+    internal DType GradientDType => IsLeaf ? DType.Accumulator() : DType;
 
     /// <summary>Adds a contribution and takes ownership of it. Memory shared with someone else is never written.</summary>
     internal void Accumulate(Tensor contribution)
     {
-        if (contribution.Shape != Shape) throw new InvalidOperationException($"a gradient of shape {contribution.Shape} does not fit a variable of shape {Shape}");
         Reached = true;
-        IBackend backend = Device.Backend;
-        if (Gradient is null && !IsLeaf && contribution.DType == GradientDType)
+        if (Gradient is null && contribution.Shape == Shape && contribution.DType == GradientDType && !(IsLeaf && contribution.IsShared))
         {
             Gradient = contribution;
             return;
         }
-        Tensor target = GradientBuffer(out bool accumulate);
-        if (accumulate) backend.AddScaled(contribution, 1, target);
-        else backend.Cast(contribution, target);
-        contribution.Dispose();
+        using (contribution)
+        {
+            if (contribution.Shape != Shape) throw new InvalidOperationException($"a gradient of shape {contribution.Shape} does not fit a variable of shape {Shape}");
+            Tensor target = GradientBuffer(GradientDType, out bool accumulate);
+            if (accumulate) Device.Backend.AddScaled(contribution, 1, target);
+            else Device.Backend.Cast(contribution, target);
+        }
     }
 
-    /// <summary>The buffer to write a gradient into; <paramref name="accumulate"/> says whether it holds one already, to be added to.</summary>
-    internal Tensor GradientBuffer(out bool accumulate)
+    /// <summary>
+    /// The buffer of this type to write a gradient into; <paramref name="accumulate"/> says whether it holds one already, to be added to. What was collected so far
+    /// in another type, or in memory that someone else sees too, moves to memory of its own first.
+    /// </summary>
+    internal Tensor GradientBuffer(DType dtype, out bool accumulate)
     {
         Reached = true;
+        IsDefaultRoot = false;
         accumulate = Gradient is not null;
-        if (Gradient is { IsShared: false }) return Gradient;
-        Tensor fresh = Tensor.Empty(Shape, GradientDType, Device, IsLeaf ? MemoryCategory.Gradients : MemoryCategory.Activations);
+        if (Gradient is { IsShared: false } own && own.DType == dtype) return own;
+        Tensor fresh = Tensor.Empty(Shape, dtype, Device, IsLeaf ? MemoryCategory.Gradients : MemoryCategory.Activations);
         if (Gradient is not null)
         {
             Device.Backend.Cast(Gradient, fresh);
@@ -108,7 +118,24 @@ public sealed class Variable : IDisposable
         return Gradient = fresh;
     }
 
+    /// <summary>The gradient in the type of the value, as the function that made the value reads it.</summary>
+    internal Tensor? GradientInValueType()
+    {
+        if (Gradient is not null && Gradient.DType != DType) GradientBuffer(DType, out _);
+        return Gradient;
+    }
+
     internal void MarkReached() => Reached = true;
+
+    /// <summary>Starts a backward pass at this single element, with gradient 1.</summary>
+    internal void SeedWithOne()
+    {
+        bool isFirst = Gradient is null;
+        Tensor one = Tensor.Empty(Shape, DType, Device);
+        Device.Backend.Fill(1, one);
+        Accumulate(one);
+        IsDefaultRoot = isFirst;
+    }
 
     /// <summary>Frees the value. Disposing the last handle of a tape that nobody made explicitly also closes that tape.</summary>
     public void Dispose()

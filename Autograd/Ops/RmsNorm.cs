@@ -1,0 +1,41 @@
+using LaspNative.Runtime;
+
+namespace LaspNative.Autograd;
+
+/// <summary>
+/// y = x r w        r = 1 / sqrt(mean(x^2) + eps) per row of x [.., C]; w [C], or none (SimpleRMSNorm)
+/// dx = r (w dy - x r^2 mean(w dy x))        dw = sum over rows of dy x r
+/// Saves x and r. The sum for dw is added straight into the parameter's fp32 gradient.
+/// </summary>
+public sealed class RmsNorm : Function
+{
+    private readonly Tensor _x;
+    private readonly Tensor? _weight;
+    private readonly Tensor _inverseRms;
+
+    private RmsNorm(Variable x, Variable? weight, Tensor inverseRms)
+    {
+        _x = Save(x.Value);
+        _weight = SaveOptional(weight?.Value);
+        _inverseRms = Keep(inverseRms);
+    }
+
+    public static Variable Apply(Variable x, Variable? weight, double eps)
+    {
+        ArgumentNullException.ThrowIfNull(x);
+        if (x.Shape.Rank == 0 || (weight is not null && (weight.Shape != [x.Shape[-1]] || weight.DType != x.DType)))
+            throw new LaspException($"RMSNorm takes x [.., C] and weight [C] of one type, got {x.DType} {x.Shape} and {weight?.DType} {weight?.Shape}");
+        Tensor y = Tensor.Empty(x.Shape, x.DType, x.Device);
+        Tensor inverseRms = Tensor.Empty([x.Shape.Rows], x.DType.Accumulator(), x.Device);
+        x.Device.Backend.RmsNorm(x.Value, weight?.Value, eps, y, inverseRms);
+        return new RmsNorm(x, weight, inverseRms).Record([x, weight], y);
+    }
+
+    protected internal override void Backward(BackwardPass pass)
+    {
+        Tensor dx = pass.Empty(0);
+        using Tensor? dWeight = _weight is null ? null : pass.AddingBufferOrScratch(1);
+        _x.Device.Backend.RmsNormBackward(_x, _weight, _inverseRms, pass.RequiredOutput(0), dx, dWeight);
+        pass.Give(0, dx);
+    }
+}
