@@ -1,0 +1,141 @@
+using LaspNative.Runtime;
+
+namespace LaspNative.Autograd;
+
+/// <summary>AdamW's constants. The defaults are LASP-2's (arXiv 2502.07563, section 4).</summary>
+public sealed record AdamWOptions
+{
+    public double Beta1 { get; init; } = 0.9;
+
+    public double Beta2 { get; init; } = 0.95;
+
+    public double Epsilon { get; init; } = 1e-8;
+
+    public double WeightDecay { get; init; } = 0.1;
+}
+
+/// <summary>One parameter under its name; norms and other vectors usually take no weight decay.</summary>
+public sealed record NamedParameter(string Name, Variable Variable, bool Decays);
+
+/// <summary>A tensor of an optimizer's state under its name. Borrowed: it belongs to the optimizer.</summary>
+public readonly record struct NamedTensor(string Name, Tensor Tensor);
+
+/// <summary>
+/// Adam with decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101), per parameter with gradient g:
+/// m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g^2,  w -= lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + wd w)
+/// The moments and the master weights w are fp32 (fp64); a parameter of a narrower type is its master rounded, one of that type is its own master.
+/// </summary>
+public sealed class AdamW : IDisposable
+{
+    private sealed record Slot(NamedParameter Parameter, Tensor First, Tensor Second, Tensor Master)
+    {
+        public bool OwnsMaster => Parameter.Variable.DType != Master.DType;
+    }
+
+    private readonly AdamWOptions _options;
+    private readonly List<Slot> _slots = [];
+    private readonly Device? _device;
+
+    public AdamW(IReadOnlyList<NamedParameter> parameters, AdamWOptions options)
+    {
+        ArgumentNullException.ThrowIfNull(parameters);
+        ArgumentNullException.ThrowIfNull(options);
+        _options = options;
+        _device = parameters.Count > 0 ? parameters[0].Variable.Device : null;
+        foreach (NamedParameter parameter in parameters)
+        {
+            Tensor value = parameter.Variable.Value;
+            DType acc = value.DType.Accumulator();
+            Tensor master = value.DType == acc ? value.Share() : Tensor.Empty(value.Shape, acc, value.Device, MemoryCategory.Optimizer);
+            if (value.DType != acc) value.Device.Backend.Cast(value, master);
+            _slots.Add(new Slot(
+                parameter,
+                Tensor.Zeros(value.Shape, acc, value.Device, MemoryCategory.Optimizer),
+                Tensor.Zeros(value.Shape, acc, value.Device, MemoryCategory.Optimizer),
+                master));
+        }
+    }
+
+    /// <summary>Updates made so far.</summary>
+    public long StepCount { get; private set; }
+
+    /// <summary>
+    /// Sum of squares over all gradients, before any scale; its root is the global norm. Waits for the device: the one number of a step that the host needs.
+    /// </summary>
+    public double GlobalSquaredNorm()
+    {
+        if (_device is null) return 0;
+        using Tensor sum = Tensor.Zeros([1], _slots[0].Master.DType, _device, MemoryCategory.Workspace);
+        foreach (Slot slot in _slots)
+        {
+            if (slot.Parameter.Variable.Gradient is { } gradient) _device.Backend.AddSumOfSquares(gradient, sum);
+        }
+        return sum.ToDoubles()[0];
+    }
+
+    /// <summary>Updates every parameter that has a gradient. The gradients stay; free them with <see cref="ZeroGradients"/>.</summary>
+    /// <param name="gradientScale">Multiplies every gradient first: <see cref="GradientClipping.Factor"/>.</param>
+    public void Step(double learningRate, double gradientScale = 1)
+    {
+        StepCount++;
+        foreach (Slot slot in _slots)
+        {
+            (NamedParameter parameter, Tensor first, Tensor second, Tensor master) = slot;
+            if (parameter.Variable.Gradient is not { } gradient) continue;
+            var step = new AdamWStep(learningRate, _options.Beta1, _options.Beta2, _options.Epsilon, parameter.Decays ? _options.WeightDecay : 0, StepCount, gradientScale);
+            master.Device.Backend.AdamW(gradient, step, first, second, master, parameter.Variable.Value);
+        }
+    }
+
+    public void ZeroGradients()
+    {
+        foreach (Slot slot in _slots) slot.Parameter.Variable.ZeroGradient();
+    }
+
+    /// <summary>
+    /// The state that a checkpoint holds beside the parameters: NAME.exp_avg, NAME.exp_avg_sq and, for a parameter of a narrower type, NAME.master; all fp32 (fp64).
+    /// <see cref="StepCount"/> belongs to it.
+    /// </summary>
+    public IReadOnlyList<NamedTensor> ExportState()
+    {
+        var state = new List<NamedTensor>(3 * _slots.Count);
+        foreach (Slot slot in _slots)
+        {
+            state.Add(new NamedTensor(slot.Parameter.Name + ".exp_avg", slot.First));
+            state.Add(new NamedTensor(slot.Parameter.Name + ".exp_avg_sq", slot.Second));
+            if (slot.OwnsMaster) state.Add(new NamedTensor(slot.Parameter.Name + ".master", slot.Master));
+        }
+        return state;
+    }
+
+    /// <summary>
+    /// Continues from an exported state: copies what <paramref name="find"/> returns for each name (it stays the caller's) and rounds the masters into their parameters.
+    /// Parameters that are their own masters must be loaded by the caller.
+    /// </summary>
+    public void ImportState(long stepCount, Func<string, Tensor?> find)
+    {
+        ArgumentNullException.ThrowIfNull(find);
+        foreach ((string name, Tensor target) in ExportState())
+        {
+            Tensor source = find(name) ?? throw new LaspException($"the optimizer state has no tensor '{name}'; it belongs to another model or is incomplete");
+            if (source.Shape != target.Shape) throw new LaspException($"'{name}' of the optimizer state has shape {source.Shape}, the model needs {target.Shape}; use the checkpoint's own config");
+            target.Device.Backend.Cast(source, target);
+        }
+        foreach (Slot slot in _slots)
+        {
+            if (slot.OwnsMaster) slot.Master.Device.Backend.Cast(slot.Master, slot.Parameter.Variable.Value);
+        }
+        StepCount = stepCount;
+    }
+
+    public void Dispose()
+    {
+        foreach (Slot slot in _slots)
+        {
+            slot.First.Dispose();
+            slot.Second.Dispose();
+            slot.Master.Dispose();
+        }
+        _slots.Clear();
+    }
+}
