@@ -1,0 +1,158 @@
+using LaspNative.Runtime;
+
+namespace LaspNative.Collectives;
+
+/// <summary>
+/// What every communicator shares: operands are checked before anything starts, groups of one copy and are done, and what is sent is counted.
+/// A transport starts operations whose operands fit and whose group has more than one rank.
+/// </summary>
+public abstract class Communicator : ICommunicator
+{
+    protected Communicator(int rank, int size, Device device)
+    {
+        ArgumentNullException.ThrowIfNull(device);
+        if (size < 1 || rank < 0 || rank >= size) throw new LaspException($"rank {rank} does not belong to a group of {size}; ranks count from 0");
+        Rank = rank;
+        Size = size;
+        Device = device;
+    }
+
+    public int Rank { get; }
+
+    public int Size { get; }
+
+    public Device Device { get; }
+
+    public CommunicationCounters Counters { get; } = new();
+
+    public CommunicationWork AllGather(Tensor source, Tensor destination)
+    {
+        CheckPair("AllGather", source, destination);
+        CheckCount("AllGather", destination, "destination", Size * source.Count, $"{Size} ranks x {source.Shape}");
+        return Collect(CollectiveKind.AllGather, source, destination, 0, (Size - 1) * source.Bytes);
+    }
+
+    public CommunicationWork AllReduce(Tensor tensor)
+    {
+        CheckPair("AllReduce", tensor, tensor);
+        CheckSummable("AllReduce", tensor);
+        return Collect(CollectiveKind.AllReduce, tensor, tensor, 0, 2 * (Size - 1) * tensor.Bytes / Size);
+    }
+
+    public CommunicationWork ReduceScatter(Tensor source, Tensor destination)
+    {
+        CheckPair("ReduceScatter", source, destination);
+        CheckSummable("ReduceScatter", source);
+        CheckCount("ReduceScatter", source, "source", Size * destination.Count, $"{Size} ranks x {destination.Shape}");
+        return Collect(CollectiveKind.ReduceScatter, source, destination, 0, (Size - 1) * destination.Bytes);
+    }
+
+    public CommunicationWork Broadcast(Tensor tensor, int root)
+    {
+        CheckPair("Broadcast", tensor, tensor);
+        CheckPeer("Broadcast", root);
+        return Collect(CollectiveKind.Broadcast, tensor, tensor, root, Rank == root ? (Size - 1) * tensor.Bytes : 0);
+    }
+
+    public CommunicationWork AllToAll(Tensor source, Tensor destination)
+    {
+        CheckPair("AllToAll", source, destination);
+        CheckCount("AllToAll", destination, "destination", source.Count, $"{source.Shape}");
+        if (source.Count % Size != 0) throw new LaspException($"AllToAll on rank {Rank}: {source.Count} elements do not divide among {Size} ranks");
+        return Collect(CollectiveKind.AllToAll, source, destination, 0, (Size - 1) * (source.Bytes / Size));
+    }
+
+    public CommunicationWork Send(Tensor source, int peer)
+    {
+        CheckPair("Send", source, source);
+        CheckOther("Send", peer);
+        CommunicationWork work = StartSend(source, peer);
+        Counters.Count(CollectiveKind.SendReceive, source.Bytes);
+        return work;
+    }
+
+    public CommunicationWork Receive(Tensor destination, int peer)
+    {
+        CheckPair("Receive", destination, destination);
+        CheckOther("Receive", peer);
+        return StartReceive(destination, peer);
+    }
+
+    public CommunicationWork SendReceive(Tensor source, int to, Tensor destination, int from)
+    {
+        CheckPair("SendReceive", source, destination);
+        if (to == Rank && from == Rank)
+        {
+            CheckCount("SendReceive", destination, "destination", source.Count, $"{source.Shape}");
+            return CopyAlone(source, destination);
+        }
+        CheckOther("SendReceive", to);
+        CheckOther("SendReceive", from);
+        CommunicationWork work = StartSendReceive(source, to, destination, from);
+        Counters.Count(CollectiveKind.SendReceive, source.Bytes);
+        return work;
+    }
+
+    public abstract void Barrier();
+
+    public void Dispose()
+    {
+        Dispose(disposing: true);
+        GC.SuppressFinalize(this);
+    }
+
+    /// <summary>Starts a collective of all ranks. <paramref name="root"/> matters to Broadcast only.</summary>
+    private protected abstract CommunicationWork Start(CollectiveKind kind, Tensor source, Tensor destination, int root);
+
+    private protected abstract CommunicationWork StartSend(Tensor source, int peer);
+
+    private protected abstract CommunicationWork StartReceive(Tensor destination, int peer);
+
+    private protected abstract CommunicationWork StartSendReceive(Tensor source, int to, Tensor destination, int from);
+
+    protected abstract void Dispose(bool disposing);
+
+    private CommunicationWork Collect(CollectiveKind kind, Tensor source, Tensor destination, int root, long bytesSent)
+    {
+        if (Size == 1) return CopyAlone(source, destination);
+        CommunicationWork work = Start(kind, source, destination, root);
+        Counters.Count(kind, bytesSent);
+        return work;
+    }
+
+    private CommunicationWork CopyAlone(Tensor source, Tensor destination)
+    {
+        if (source.Pointer != destination.Pointer) Device.Copy(source.Pointer, destination.Pointer, source.Bytes);
+        return CommunicationWork.Done;
+    }
+
+    private void CheckPair(string operation, Tensor source, Tensor destination)
+    {
+        ArgumentNullException.ThrowIfNull(source);
+        ArgumentNullException.ThrowIfNull(destination);
+        Tensor? stranger = source.Device != Device ? source : destination.Device != Device ? destination : null;
+        if (stranger is not null) throw new LaspException($"{operation} on rank {Rank}: the tensor {stranger} does not live on this communicator's device ({Device.Name})");
+        if (source.DType != destination.DType) throw new LaspException($"{operation} on rank {Rank}: the source is {source.DType}, the destination {destination.DType}; both need one type");
+    }
+
+    private void CheckCount(string operation, Tensor tensor, string role, long expected, string reason)
+    {
+        if (tensor.Count != expected) throw new LaspException($"{operation} on rank {Rank}: the {role} {tensor.Shape} has {tensor.Count} elements, {expected} are needed ({reason})");
+    }
+
+    private void CheckSummable(string operation, Tensor tensor)
+    {
+        if (!tensor.DType.IsFloat()) throw new LaspException($"{operation} on rank {Rank} sums floating-point tensors only, got {tensor.DType} {tensor.Shape}; cast it first");
+    }
+
+    private void CheckPeer(string operation, int peer)
+    {
+        if (peer < 0 || peer >= Size) throw new LaspException($"{operation} on rank {Rank}: rank {peer} is not in this group of {Size}");
+    }
+
+    private void CheckOther(string operation, int peer)
+    {
+        CheckPeer(operation, peer);
+        if (peer == Rank) throw new LaspException($"{operation} on rank {Rank}: a rank cannot be its own peer here; copy the tensor, or send to and receive from itself with one SendReceive");
+    }
+}

@@ -1,0 +1,180 @@
+using LaspNative.Runtime;
+
+namespace LaspNative.Collectives;
+
+/// <summary>
+/// One rank of a <see cref="LocalGroup"/>. Starting an operation copies the source into staging memory, so the source may change as soon as its copy has run;
+/// waiting copies or sums the other ranks' staged blocks into the destination. Sums take the ranks in order and, for bf16, are kept in fp32 and
+/// rounded once: every rank gets the same bits.
+/// </summary>
+internal sealed class LocalCommunicator : Communicator
+{
+    private readonly LocalGroup _group;
+    private readonly CopyQueue _copies;
+    private readonly Dictionary<LocalChannel, long> _sequences = [];
+    private readonly List<LocalExchange> _returned = [];
+    private readonly Lock _returnedLock = new();
+    private bool _disposed;
+
+    public LocalCommunicator(LocalGroup group, int rank, Device device) : base(rank, group.Size, device)
+    {
+        _group = group;
+        _copies = CopyQueue.Of(device);
+    }
+
+    public override void Barrier()
+    {
+        Device.Synchronize();
+        LocalExchange exchange = Post(LocalChannel.Collective, LocalOperation.Barrier, null);
+        _group.Await(Rank, exchange);
+        _group.Read(Rank, exchange, null);
+        FreeReturned();
+    }
+
+    private protected override CommunicationWork Start(CollectiveKind kind, Tensor source, Tensor destination, int root)
+    {
+        var operation = new LocalOperation(kind.ToString(), source.DType, source.Count, root);
+        bool contributes = kind != CollectiveKind.Broadcast || Rank == root;
+        LocalExchange exchange = Post(LocalChannel.Collective, operation, contributes ? source : null);
+        return new Work(this, exchange, kind switch
+        {
+            CollectiveKind.AllReduce => () => Sum(exchange, 0, destination),
+            CollectiveKind.ReduceScatter => () => Sum(exchange, Rank * destination.Count, destination),
+            CollectiveKind.AllGather => () => Gather(exchange, 0, destination),
+            CollectiveKind.AllToAll => () => Gather(exchange, Rank * (destination.Count / Size), destination),
+            _ => () => FetchUnlessOwn(exchange, root, destination),
+        });
+    }
+
+    private protected override CommunicationWork StartSend(Tensor source, int peer)
+    {
+        Post(new LocalChannel(Rank, peer), Message(source), source);
+        return CommunicationWork.Done;
+    }
+
+    private protected override CommunicationWork StartReceive(Tensor destination, int peer)
+    {
+        LocalExchange exchange = Post(new LocalChannel(peer, Rank), Message(destination), null);
+        return new Work(this, exchange, () => Fetch(exchange, peer, 0, destination, 0, destination.Bytes));
+    }
+
+    private protected override CommunicationWork StartSendReceive(Tensor source, int to, Tensor destination, int from)
+    {
+        StartSend(source, to);
+        return StartReceive(destination, from);
+    }
+
+    protected override void Dispose(bool disposing)
+    {
+        if (_disposed) return;
+        _disposed = true;
+        _group.Leave(Rank);
+        FreeReturned();
+    }
+
+    /// <summary>All ranks have read an exchange. Its block is freed by this rank, whose device it came from; by the caller when this rank has left or the CPU's allocator does not mind.</summary>
+    internal void Return(LocalExchange exchange, bool alone)
+    {
+        if (alone || Device.Kind == DeviceKind.Cpu)
+        {
+            exchange.Free(Rank, _copies);
+            return;
+        }
+        lock (_returnedLock) _returned.Add(exchange);
+    }
+
+    private static LocalOperation Message(Tensor tensor) => new("message", tensor.DType, tensor.Count, 0);
+
+    private LocalExchange Post(LocalChannel channel, LocalOperation operation, Tensor? source)
+    {
+        ObjectDisposedException.ThrowIf(_disposed, this);
+        FreeReturned();
+        long sequence = _sequences.GetValueOrDefault(channel);
+        StagedBlock? block = source is null ? null : Stage(source);
+        try
+        {
+            LocalExchange exchange = _group.Post(Rank, channel, sequence, operation, block);
+            _sequences[channel] = sequence + 1;
+            return exchange;
+        }
+        catch
+        {
+            block?.Tensor.Dispose();
+            block?.Filled?.Dispose();
+            throw;
+        }
+    }
+
+    private StagedBlock Stage(Tensor source)
+    {
+        Tensor staging = Tensor.Empty(source.Shape, source.DType, Device, MemoryCategory.Communication);
+        _copies.FollowCompute();
+        _copies.Copy(source.Pointer, staging.Pointer, source.Bytes);
+        return new StagedBlock(staging, _copies.Mark());
+    }
+
+    private void FreeReturned()
+    {
+        lock (_returnedLock)
+        {
+            foreach (LocalExchange exchange in _returned) exchange.Free(Rank, _copies);
+            _returned.Clear();
+        }
+    }
+
+    /// <summary>destination[j] = the elements of rank j's block from <paramref name="first"/> on.</summary>
+    private void Gather(LocalExchange exchange, long first, Tensor destination)
+    {
+        long bytes = destination.Bytes / Size;
+        for (int rank = 0; rank < Size; rank++)
+            Fetch(exchange, rank, first * destination.DType.Size(), destination, rank * bytes, bytes);
+    }
+
+    private void Fetch(LocalExchange exchange, int rank, long from, Tensor destination, long to, long bytes)
+    {
+        StagedBlock block = exchange.Blocks[rank]!;
+        _copies.Follow(block.Filled);
+        _copies.Copy(block.Tensor.Pointer + (nint)from, destination.Pointer + (nint)to, bytes);
+    }
+
+    private void FetchUnlessOwn(LocalExchange exchange, int root, Tensor destination)
+    {
+        if (root != Rank) Fetch(exchange, root, 0, destination, 0, destination.Bytes);
+    }
+
+    /// <summary>destination = sum over ranks of their blocks' elements from <paramref name="first"/> on, in rank order.</summary>
+    private void Sum(LocalExchange exchange, long first, Tensor destination)
+    {
+        if (destination.Count == 0) return;
+        foreach (StagedBlock? block in exchange.Blocks) _copies.Follow(block!.Filled);
+        _copies.LeadCompute();
+        using Tensor sum = destination.DType == destination.DType.Accumulator()
+            ? destination.Share()
+            : Tensor.Empty(destination.Shape, destination.DType.Accumulator(), Device, MemoryCategory.Communication);
+        for (int rank = 0; rank < Size; rank++)
+        {
+            nint pointer = exchange.Blocks[rank]!.Tensor.Pointer + (nint)(first * destination.DType.Size());
+            using Tensor part = Tensor.WrapDevicePointer(pointer, destination.Shape, destination.DType, Device);
+            if (rank == 0) Device.Backend.Cast(part, sum);
+            else Device.Backend.AddScaled(part, 1, sum);
+        }
+        if (sum.DType != destination.DType) Device.Backend.Cast(sum, destination);
+        _copies.FollowCompute();
+    }
+
+    private sealed class Work(LocalCommunicator communicator, LocalExchange exchange, Action read) : CommunicationWork
+    {
+        private bool _waited;
+
+        public override void Wait()
+        {
+            if (_waited) throw new LaspException($"rank {communicator.Rank} waits twice for {exchange.Describe()}; wait once");
+            _waited = true;
+            communicator._group.Await(communicator.Rank, exchange);
+            read();
+            communicator._copies.LeadCompute();
+            communicator._group.Read(communicator.Rank, exchange, communicator._copies.Mark());
+            communicator.FreeReturned();
+        }
+    }
+}
