@@ -1,0 +1,57 @@
+using LaspNative.Runtime;
+
+namespace LaspNative.Tests.Oracles;
+
+/// <summary>
+/// Seeded inputs. Values are normal; <see cref="Heads"/> gives every head a scale and a shift of its own, so that a head or rank read in another's place is an error
+/// that shows.
+/// </summary>
+public static class TestData
+{
+    /// <summary>Standard normal values; the same for the same seed on every machine.</summary>
+    public static double[] Normal(long count, int seed, double scale = 1)
+    {
+        var random = new Random(seed);
+        var values = new double[count];
+        for (int i = 0; i < values.Length; i++)
+            values[i] = scale * Math.Sqrt(-2 * Math.Log(1 - random.NextDouble())) * Math.Cos(2 * Math.PI * random.NextDouble());
+        return values;
+    }
+
+    /// <summary>[.., heads, width]: head h has deviation 0.5 + (h mod 4) / 4 and mean 0.1 (h + rank + 1) mod 1 with alternating sign.</summary>
+    public static double[] Heads(long rows, int heads, int width, int seed, int rank = 0)
+    {
+        double[] values = Normal(rows * heads * width, seed * 31 + rank);
+        for (int i = 0; i < values.Length; i++)
+        {
+            int h = i / width % heads;
+            double mean = 0.1 * (1 + (h + rank) % 5) * (h % 2 == 0 ? 1 : -1);
+            values[i] = values[i] * (0.5 + h % 4 / 4.0) + mean;
+        }
+        return values;
+    }
+
+    /// <summary>Log decays of heads, from slow to fast, all different: -rate / 2^(heads - 1 - h).</summary>
+    public static double[] Decays(int heads, double rate = 0.5)
+    {
+        var decays = new double[heads];
+        for (int h = 0; h < heads; h++) decays[h] = -rate / (1 << Math.Min(20, heads - 1 - h));
+        return decays;
+    }
+
+    /// <summary>What is left of values once stored in a dtype: the inputs that an oracle must see.</summary>
+    public static double[] Rounded(double[] values, DType dtype) => dtype switch
+    {
+        DType.F32 => Array.ConvertAll(values, x => (double)(float)x),
+        DType.BF16 => Array.ConvertAll(values, x => (double)(float)(BF16)(float)x),
+        _ => values,
+    };
+
+    /// <summary>The values as a tensor of any floating-point dtype.</summary>
+    public static Tensor Tensor(double[] values, Shape shape, DType dtype, Device device) => dtype switch
+    {
+        DType.F64 => Runtime.Tensor.FromSpan(values, shape, device),
+        DType.F32 => Runtime.Tensor.FromSpan(Array.ConvertAll(values, x => (float)x), shape, device),
+        _ => Runtime.Tensor.FromSpan(Array.ConvertAll(values, x => (BF16)(float)x), shape, device),
+    };
+}
