@@ -1,0 +1,77 @@
+using System.CommandLine;
+using LaspNative.Collectives;
+using LaspNative.Runtime;
+
+namespace LaspNative.Cli;
+
+/// <summary>
+/// The options that every command which computes has. What belongs to later versions is accepted by name and refused in one line by <see cref="CheckAvailable"/>.
+/// </summary>
+internal sealed class CommonOptions
+{
+    private const string OnlyStrategy = "lasp2";
+
+    public Option<string?> Device { get; } = OptionKinds.Choice("--device", "Where to compute; auto takes cuda where a GPU and its libraries are usable. [default: auto]", "auto", "cpu", "cuda");
+
+    public Option<int?> Ranks { get; } = OptionKinds.Whole("--ranks", "Sequence-parallel ranks. [default: 1]", "W", 1);
+
+    public Option<bool> VirtualRanks { get; } = new("--virtual-ranks") { Description = "Let all ranks share one GPU." };
+
+    public Option<int?> DataParallel { get; } = OptionKinds.Whole("--dp", "Data-parallel groups. [default: 1]", "DP", 1);
+
+    public Option<string?> Strategy { get; } = OptionKinds.Choice("--strategy", "How linear layers share the sequence. [default: lasp2]", "lasp1", OnlyStrategy, "zeco", "ring", "ulysses");
+
+    public Option<string?> SoftmaxStrategy { get; } = OptionKinds.Choice("--softmax-strategy", "How softmax layers share the sequence.", "allgather", "ring", "zigzag", "ulysses");
+
+    public Option<long?> Seed { get; } = OptionKinds.Whole("--seed", "Seed of everything random. [default: 0]", "SEED", 0L);
+
+    public Option<string?> DType { get; } = OptionKinds.Choice("--dtype", "Element type of the computation. [default: fp32 on cpu, bf16 on cuda]", "bf16", "fp32");
+
+    public Option<string?> Json { get; } = OptionKinds.Text("--json", "Write the result as JSON to this file; - is standard output.", "FILE");
+
+    public Option<string?> Trace { get; } = OptionKinds.Text("--trace", "Write a Chrome trace to this file.", "FILE");
+
+    public void AddTo(Command command)
+    {
+        foreach (Option option in new Option[] { Device, Ranks, VirtualRanks, DataParallel, Strategy, SoftmaxStrategy, Seed, DType, Json, Trace }) command.Add(option);
+    }
+
+    /// <summary>Throws for what this version does not do, and for a report that could not be written.</summary>
+    public void CheckAvailable(ParseResult parsed)
+    {
+        if (parsed.GetValue(DataParallel) is > 1 and int groups) throw new LaspException($"--dp {groups} is not available yet; use --ranks to divide the sequence, with --dp 1");
+        if (parsed.GetValue(Strategy) is { } strategy and not OnlyStrategy) throw new LaspException($"--strategy {strategy} is not available yet; use {OnlyStrategy}");
+        if (parsed.GetValue(SoftmaxStrategy) is { } softmax) throw new LaspException($"--softmax-strategy {softmax} is not available yet, as there are no softmax layers; leave it out");
+        if (parsed.GetValue(Trace) is not null) throw new LaspException("--trace is not available yet; leave it out");
+        JsonReport.Check(parsed.GetValue(Json));
+    }
+
+    public SequenceParallel StrategyOf(ParseResult parsed) => SequenceParallel.Parse(parsed.GetValue(Strategy) ?? OnlyStrategy);
+
+    /// <summary>How many ranks to run and where.</summary>
+    /// <param name="parsed">The command line.</param>
+    /// <param name="cpuOnly">Whether auto must not take a GPU.</param>
+    public WorldOptions WorldOf(ParseResult parsed, bool cpuOnly = false)
+    {
+        DeviceKind kind = parsed.GetValue(Device) switch
+        {
+            "cpu" => DeviceKind.Cpu,
+            "cuda" => DeviceKind.Cuda,
+            _ => !cpuOnly && HasGpu() ? DeviceKind.Cuda : DeviceKind.Cpu,
+        };
+        return new WorldOptions(kind, parsed.GetValue(Ranks), parsed.GetValue(VirtualRanks));
+    }
+
+    private static bool HasGpu()
+    {
+        try
+        {
+            Runtime.Device.Open("cuda:0").Dispose();
+            return true;
+        }
+        catch (LaspException)
+        {
+            return false;
+        }
+    }
+}
