@@ -1,0 +1,83 @@
+using System.Numerics;
+
+namespace LaspNative.Runtime.Cpu;
+
+/// <summary>Matrix products of tensors: checks, and the split of the result among threads.</summary>
+internal sealed unsafe partial class CpuBackend
+{
+    /// <summary>Multiply-adds that make a thread's wake-up worth its while.</summary>
+    private const long GemmGrain = 1 << 18;
+
+    public void Gemm(Tensor a, bool transposeA, Tensor b, bool transposeB, double alpha, double beta, Tensor c)
+    {
+        GemmShape shape = GemmShape.Of(a, transposeA, b, transposeB, c);
+        switch (a.DType, c.DType)
+        {
+            case (DType.F64, DType.F64): Gemm<double, double, double>(shape, a, b, alpha, beta, c); break;
+            case (DType.F32, DType.F32): Gemm<float, float, float>(shape, a, b, (float)alpha, (float)beta, c); break;
+            case (DType.BF16, DType.F32): Gemm<BF16, float, float>(shape, a, b, (float)alpha, (float)beta, c); break;
+            default: Gemm<BF16, float, BF16>(shape, a, b, (float)alpha, (float)beta, c); break;
+        }
+    }
+
+    private void Gemm<T, A, TC>(GemmShape shape, Tensor a, Tensor b, A alpha, A beta, Tensor c)
+        where T : unmanaged where TC : unmanaged where A : unmanaged, IBinaryFloatingPointIeee754<A>
+    {
+        T* pa = (T*)a.Pointer, pb = (T*)b.Pointer;
+        TC* pc = (TC*)c.Pointer;
+        (int tilesM, int tilesN) = Tiles(shape);
+        ForEach(shape.Batches * tilesM * tilesN, task =>
+        {
+            long batch = task / (tilesM * tilesN);
+            int tile = (int)(task % (tilesM * tilesN));
+            (int row, int rows) = Part(shape.M, tilesM, tile / tilesN, GemmKernel.Rows);
+            (int column, int columns) = Part(shape.N, tilesN, tile % tilesN, GemmKernel.Columns<A>());
+            if (rows <= 0 || columns <= 0) return;
+            MatrixView<T> va = shape.ViewA(pa, batch), vb = shape.ViewB(pb, batch);
+            TC* target = pc + (((batch * shape.M) + row) * shape.N) + column;
+            MatrixProduct.Run(va.From(row, 0), vb.From(0, column), rows, columns, shape.K, alpha, beta, target, shape.N);
+        });
+    }
+
+    /// <summary>How many parts the rows and columns of one result are cut into, so that all threads have work.</summary>
+    private (int M, int N) Tiles(GemmShape shape)
+    {
+        long work = shape.M * (long)shape.N * shape.K;
+        long wanted = Math.Min(_device.Threads, work * shape.Batches / GemmGrain);
+        long parts = (wanted + shape.Batches - 1) / Math.Max(1, shape.Batches);
+        if (parts <= 1) return (1, 1);
+        if (shape.M >= parts * 2 * GemmKernel.Rows && shape.M >= shape.N / 4) return ((int)parts, 1);
+        return (1, (int)parts);
+    }
+
+    /// <summary>The start and length of part <paramref name="index"/> of <paramref name="parts"/>, cut at multiples of <paramref name="unit"/>.</summary>
+    private static (int Start, int Length) Part(int extent, int parts, int index, int unit)
+    {
+        long units = (extent + unit - 1) / unit;
+        int start = (int)Math.Min(extent, units * index / parts * unit), end = (int)Math.Min(extent, units * (index + 1) / parts * unit);
+        return (start, end - start);
+    }
+
+    /// <summary>The extents of c[g] [M, N] = op(a[g]) [M, K] op(b[g]) [K, N] for g below Batches.</summary>
+    private readonly record struct GemmShape(long Batches, int M, int N, int K, bool TransposeA, bool TransposeB)
+    {
+        public static GemmShape Of(Tensor a, bool transposeA, Tensor b, bool transposeB, Tensor c)
+        {
+            int rank = a.Shape.Rank;
+            if (rank is < 2 or > 3 || b.Shape.Rank != rank || c.Shape.Rank != rank) throw Mismatch(a, transposeA, b, transposeB, c);
+            long m = a.Shape[transposeA ? -1 : -2], k = a.Shape[transposeA ? -2 : -1], n = b.Shape[transposeB ? -2 : -1];
+            long batches = rank == 3 ? a.Shape[0] : 1;
+            bool fits = b.Shape[transposeB ? -1 : -2] == k && c.Shape[-2] == m && c.Shape[-1] == n;
+            if (rank == 3) fits &= b.Shape[0] == batches && c.Shape[0] == batches;
+            if (!fits || !a.DType.IsFloat() || b.DType != a.DType || (c.DType != a.DType && c.DType != a.DType.Accumulator())) throw Mismatch(a, transposeA, b, transposeB, c);
+            return new GemmShape(batches, checked((int)m), checked((int)n), checked((int)k), transposeA, transposeB);
+        }
+
+        public MatrixView<T> ViewA<T>(T* data, long batch) where T : unmanaged => MatrixView<T>.RowMajor(data + (batch * M * K), TransposeA ? M : K, TransposeA);
+
+        public MatrixView<T> ViewB<T>(T* data, long batch) where T : unmanaged => MatrixView<T>.RowMajor(data + (batch * K * N), TransposeB ? K : N, TransposeB);
+
+        private static LaspException Mismatch(Tensor a, bool transposeA, Tensor b, bool transposeB, Tensor c) =>
+            new($"no matrix product of {a.DType} {a.Shape}{(transposeA ? "^T" : "")} and {b.DType} {b.Shape}{(transposeB ? "^T" : "")} into {c.DType} {c.Shape}; check extents and dtypes");
+    }
+}

@@ -1,0 +1,186 @@
+using System.Numerics;
+using System.Runtime.Intrinsics;
+
+namespace LaspNative.Runtime.Cpu;
+
+/// <summary>
+/// RMS norms. The model's norm and the norm of a head's output are one computation, y = x r weight silu(gate) per row, with weight and gate optional;
+/// RmsNorm is the case without gate. The weight's gradient is summed per block of rows, then over the blocks in order.
+/// </summary>
+internal sealed unsafe partial class CpuBackend
+{
+    /// <summary>Rows whose share of the weight's gradient is summed at once. Fixed, so that the order of the sum is.</summary>
+    private const int NormRows = 128;
+
+    public void RmsNorm(Tensor x, Tensor? weight, double eps, Tensor y, Tensor inverseRms) => Norm(x, weight, null, eps, y, inverseRms);
+
+    public void GatedHeadNorm(Tensor x, Tensor? weight, Tensor? gate, double eps, Tensor y, Tensor inverseRms) => Norm(x, weight, gate, eps, y, inverseRms);
+
+    public void RmsNormBackward(Tensor x, Tensor? weight, Tensor inverseRms, Tensor dy, Tensor dx, Tensor? dWeight) =>
+        NormBackward(x, weight, null, inverseRms, dy, dx, null, dWeight);
+
+    public void GatedHeadNormBackward(Tensor x, Tensor? weight, Tensor? gate, Tensor inverseRms, Tensor dy, Tensor dx, Tensor? dgate, Tensor? dWeight) =>
+        NormBackward(x, weight, gate, inverseRms, dy, dx, dgate, dWeight);
+
+    private void Norm(Tensor x, Tensor? weight, Tensor? gate, double eps, Tensor y, Tensor inverseRms)
+    {
+        RequireSame(x, y);
+        if (gate is not null) RequireSame(x, gate);
+        RequireNormTensors(x, weight, inverseRms);
+        if (x.DType == DType.F64) Norm<double, double>(x, weight, gate, eps, y, inverseRms);
+        else if (x.DType == DType.F32) Norm<float, float>(x, weight, gate, eps, y, inverseRms);
+        else Norm<BF16, float>(x, weight, gate, eps, y, inverseRms);
+    }
+
+    private void NormBackward(Tensor x, Tensor? weight, Tensor? gate, Tensor inverseRms, Tensor dy, Tensor dx, Tensor? dgate, Tensor? dWeight)
+    {
+        RequireSame(x, dy);
+        RequireSame(x, dx);
+        if ((gate is null) != (dgate is null)) throw new LaspException("a gate and its gradient come together");
+        if ((weight is null) != (dWeight is null)) throw new LaspException("a weight and its gradient come together");
+        if (gate is not null) RequireSame(x, gate);
+        if (dgate is not null) RequireSame(x, dgate);
+        if (dWeight is not null) RequireType(dWeight, x.DType.Accumulator());
+        RequireNormTensors(x, weight, inverseRms);
+        if (x.DType == DType.F64) NormBackward<double, double>(x, weight, gate, inverseRms, dy, dx, dgate, dWeight);
+        else if (x.DType == DType.F32) NormBackward<float, float>(x, weight, gate, inverseRms, dy, dx, dgate, dWeight);
+        else NormBackward<BF16, float>(x, weight, gate, inverseRms, dy, dx, dgate, dWeight);
+    }
+
+    private static void RequireNormTensors(Tensor x, Tensor? weight, Tensor inverseRms)
+    {
+        RequireType(inverseRms, x.DType.Accumulator());
+        if (inverseRms.Count != x.Shape.Rows) throw new LaspException($"{inverseRms.Shape} does not hold one value for each row of {x.Shape}");
+        if (weight is null) return;
+        RequireType(weight, x.DType);
+        if (weight.Count != x.Shape[-1]) throw new LaspException($"a weight of shape {weight.Shape} does not fit rows of {x.Shape}");
+    }
+
+    private static T* PointerOrNull<T>(Tensor? tensor) where T : unmanaged => tensor is null ? null : (T*)tensor.Pointer;
+
+    private void Norm<T, A>(Tensor x, Tensor? weight, Tensor? gate, double eps, Tensor y, Tensor inverseRms)
+        where T : unmanaged where A : unmanaged, IBinaryFloatingPointIeee754<A>
+    {
+        T* px = (T*)x.Pointer, py = (T*)y.Pointer, pw = PointerOrNull<T>(weight), pg = PointerOrNull<T>(gate);
+        A* pr = (A*)inverseRms.Pointer;
+        int width = checked((int)x.Shape[-1]);
+        ForRanges(x.Shape.Rows, RowsPerTask(width), (start, length) =>
+        {
+            for (long row = start; row < start + length; row++)
+            {
+                long offset = row * width;
+                A r = InverseRms<T, A>(px + offset, width, eps);
+                pr[row] = r;
+                NormRow<T, A>(px + offset, pw, pg is null ? null : pg + offset, r, py + offset, width);
+            }
+        });
+    }
+
+    private static long RowsPerTask(int width) => Math.Max(1, Grain / Math.Max(1, width));
+
+    private static A InverseRms<T, A>(T* x, int width, double eps) where T : unmanaged where A : unmanaged, IBinaryFloatingPointIeee754<A>
+    {
+        Vector512<A> sum = Vector512<A>.Zero;
+        for (int i = 0; i < width; i += Vector512<A>.Count)
+        {
+            Vector512<A> v = Element.Load<T, A>(x + i, width - i);
+            sum = VectorMath.Fma(v, v, sum);
+        }
+        double mean = double.CreateTruncating(Vector512.Sum(sum)) / width;
+        return A.CreateTruncating(1 / Math.Sqrt(mean + eps));
+    }
+
+    private static void NormRow<T, A>(T* x, T* weight, T* gate, A r, T* y, int width) where T : unmanaged where A : unmanaged
+    {
+        for (int i = 0; i < width; i += Vector512<A>.Count)
+        {
+            int rest = width - i;
+            Vector512<A> value = Element.Load<T, A>(x + i, rest) * r;
+            if (weight is not null) value *= Element.Load<T, A>(weight + i, rest);
+            if (gate is not null)
+            {
+                Vector512<A> g = Element.Load<T, A>(gate + i, rest);
+                value *= g * VectorMath.Sigmoid(g);
+            }
+            Element.Store(value, y + i, rest);
+        }
+    }
+
+    private void NormBackward<T, A>(Tensor x, Tensor? weight, Tensor? gate, Tensor inverseRms, Tensor dy, Tensor dx, Tensor? dgate, Tensor? dWeight)
+        where T : unmanaged where A : unmanaged, IBinaryFloatingPointIeee754<A>
+    {
+        int width = checked((int)x.Shape[-1]);
+        long rows = x.Shape.Rows, blocks = (rows + NormRows - 1) / NormRows;
+        using Workspace scratch = Workspace.Rent<A>(dWeight is null ? 0 : blocks * width);
+        A* partial = dWeight is null ? null : scratch.Take<A>(blocks * width);
+        T* px = (T*)x.Pointer, pdy = (T*)dy.Pointer, pdx = (T*)dx.Pointer;
+        T* pw = PointerOrNull<T>(weight), pg = PointerOrNull<T>(gate), pdg = PointerOrNull<T>(dgate);
+        A* pr = (A*)inverseRms.Pointer;
+        ForEach(blocks, block =>
+        {
+            A* sum = partial is null ? null : partial + (block * width);
+            if (sum is not null) new Span<A>(sum, width).Clear();
+            for (long row = block * NormRows; row < Math.Min(rows, (block + 1) * NormRows); row++)
+            {
+                long offset = row * width;
+                var operands = new NormOperands<T>(px + offset, pw, pg is null ? null : pg + offset, pdy + offset, width);
+                NormRowBackward(operands, pr[row], pdx + offset, pdg is null ? null : pdg + offset, sum);
+            }
+        });
+        if (dWeight is not null) AddRows(partial, blocks, width, (A*)dWeight.Pointer);
+    }
+
+    private readonly struct NormOperands<T>(T* x, T* weight, T* gate, T* dy, int width) where T : unmanaged
+    {
+        public readonly T* X = x, Weight = weight, Gate = gate, Dy = dy;
+        public readonly int Width = width;
+    }
+
+    /// <summary>With n = x r and z = n w: dz = dy silu(gate), dn = dz w, dx = r (dn - n mean(dn n)), dgate = dy z silu'(gate), dw += dz n.</summary>
+    private static void NormRowBackward<T, A>(in NormOperands<T> row, A r, T* dx, T* dgate, A* dWeight)
+        where T : unmanaged where A : unmanaged, IBinaryFloatingPointIeee754<A>
+    {
+        Vector512<A> dot = Vector512<A>.Zero;
+        for (int i = 0; i < row.Width; i += Vector512<A>.Count)
+            dot = VectorMath.Fma(InnerGradient<T, A>(row, i), Element.Load<T, A>(row.X + i, row.Width - i) * r, dot);
+        A mean = Vector512.Sum(dot) / A.CreateTruncating(row.Width);
+        for (int i = 0; i < row.Width; i += Vector512<A>.Count)
+        {
+            int rest = row.Width - i;
+            Vector512<A> n = Element.Load<T, A>(row.X + i, rest) * r;
+            Vector512<A> dn = InnerGradient<T, A>(row, i);
+            Vector512<A> dz = Element.Load<T, A>(row.Dy + i, rest);
+            if (row.Gate is not null)
+            {
+                Vector512<A> g = Element.Load<T, A>(row.Gate + i, rest);
+                Vector512<A> z = row.Weight is null ? n : n * Element.Load<T, A>(row.Weight + i, rest);
+                Element.Store(dz * z * VectorMath.SiluDerivative(g), dgate + i, rest);
+                dz *= g * VectorMath.Sigmoid(g);
+            }
+            if (dWeight is not null) Element.Store(Element.Load<A, A>(dWeight + i, rest) + (dz * n), dWeight + i, rest);
+            Element.Store((dn - (n * mean)) * r, dx + i, rest);
+        }
+    }
+
+    /// <summary>dn = dy silu(gate) w, the gradient of the normalised row.</summary>
+    private static Vector512<A> InnerGradient<T, A>(in NormOperands<T> row, int i) where T : unmanaged where A : unmanaged
+    {
+        int rest = row.Width - i;
+        Vector512<A> value = Element.Load<T, A>(row.Dy + i, rest);
+        if (row.Weight is not null) value *= Element.Load<T, A>(row.Weight + i, rest);
+        if (row.Gate is null) return value;
+        Vector512<A> g = Element.Load<T, A>(row.Gate + i, rest);
+        return value * (g * VectorMath.Sigmoid(g));
+    }
+
+    /// <summary>y += the sum of the rows of x, in order.</summary>
+    private static void AddRows<A>(A* x, long rows, int width, A* y) where A : unmanaged
+    {
+        for (int i = 0; i < width; i += Vector512<A>.Count)
+        {
+            Vector512<A> sum = Vector512<A>.Zero;
+            for (long row = 0; row < rows; row++) sum += Element.Load<A, A>(x + (row * width) + i, width - i);
+            Element.Store(Element.Load<A, A>(y + i, width - i) + sum, y + i, width - i);
+        }
+    }
+}

@@ -1,0 +1,63 @@
+using System.Numerics;
+using System.Runtime.Intrinsics;
+
+namespace LaspNative.Runtime.Cpu;
+
+/// <summary>
+/// Sums over whole tensors: vector lanes add up runs of fixed length, and the runs' sums are added in order in fp64, so neither threads nor length cost accuracy.
+/// </summary>
+internal sealed unsafe partial class CpuBackend
+{
+    /// <summary>Elements that the lanes of one accumulator take in before they go to fp64.</summary>
+    private const int SumRun = 4096;
+
+    public void Sum(Tensor x, Tensor result)
+    {
+        RequireType(result, x.DType.Accumulator());
+        if (x.DType == DType.F64) *(double*)result.Pointer = Total<double, double>(x, squares: false);
+        else if (x.DType == DType.F32) *(float*)result.Pointer = (float)Total<float, float>(x, squares: false);
+        else *(float*)result.Pointer = (float)Total<BF16, float>(x, squares: false);
+    }
+
+    public void AddSumOfSquares(Tensor x, Tensor result)
+    {
+        RequireType(result, x.DType.Accumulator());
+        if (x.DType == DType.F64) *(double*)result.Pointer += Total<double, double>(x, squares: true);
+        else if (x.DType == DType.F32) *(float*)result.Pointer += (float)Total<float, float>(x, squares: true);
+        else *(float*)result.Pointer += (float)Total<BF16, float>(x, squares: true);
+    }
+
+    private double Total<T, A>(Tensor x, bool squares) where T : unmanaged where A : unmanaged, IBinaryFloatingPointIeee754<A>
+    {
+        T* p = (T*)x.Pointer;
+        long count = x.Count, runs = (count + SumRun - 1) / SumRun;
+        using Workspace scratch = Workspace.Rent<double>(runs);
+        double* sums = scratch.Take<double>(runs);
+        const int runsPerTask = (int)(Grain / SumRun);
+        ForRanges(runs, runsPerTask, (first, number) =>
+        {
+            for (long run = first; run < first + number; run++)
+            {
+                long start = run * SumRun;
+                sums[run] = RunTotal<T, A>(p + start, (int)Math.Min(SumRun, count - start), squares);
+            }
+        });
+        double total = 0;
+        for (long run = 0; run < runs; run++) total += sums[run];
+        return total;
+    }
+
+    private static double RunTotal<T, A>(T* p, int count, bool squares) where T : unmanaged where A : unmanaged, IBinaryFloatingPointIeee754<A>
+    {
+        int lanes = Vector512<A>.Count;
+        Vector512<A> sum = Vector512<A>.Zero;
+        for (int i = 0; i < count; i += lanes)
+        {
+            Vector512<A> x = Element.Load<T, A>(p + i, count - i);
+            sum = squares ? VectorMath.Fma(x, x, sum) : sum + x;
+        }
+        double total = 0;
+        for (int lane = 0; lane < lanes; lane++) total += double.CreateTruncating(sum.GetElement(lane));
+        return total;
+    }
+}
