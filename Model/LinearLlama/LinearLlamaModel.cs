@@ -1,0 +1,85 @@
+using LaspNative.Autograd;
+using LaspNative.Runtime;
+
+namespace LaspNative.Model;
+
+/// <summary>
+/// Linear-Llama3 on one rank: the whole set of parameters, applied to this rank's chunk of each sequence. Ranks meet only in the attention layers.
+/// </summary>
+public sealed class LinearLlamaModel : IDisposable
+{
+    private readonly List<LinearLlamaBlock> _blocks = [];
+    private readonly Variable _embedTokens;
+    private readonly Variable? _norm;
+    private readonly Variable _lmHead;
+
+    /// <summary>
+    /// Builds the model with initial weights of this seed. Throws <see cref="LaspException"/> for a configuration that no model can have,
+    /// or that has layers which are not available.
+    /// </summary>
+    public LinearLlamaModel(LinearLlamaConfig config, Device device, DType dtype, ulong seed)
+    {
+        ArgumentNullException.ThrowIfNull(config);
+        RequireAvailable(config);
+        Config = config;
+        DType = dtype;
+        var parameters = new ModelParameters(device, dtype, seed, config.InitializerRange);
+        Parameters = parameters.All;
+        try
+        {
+            _embedTokens = parameters.Matrix("model.embed_tokens.weight", config.VocabSize, config.HiddenSize);
+            for (int i = 0; i < config.NumHiddenLayers; i++) _blocks.Add(new LinearLlamaBlock(config, i, parameters, device, dtype));
+            _norm = parameters.NormWeight("model.norm.weight", config.HiddenSize, config.Norm);
+            _lmHead = config.TieWordEmbeddings ? _embedTokens : parameters.Matrix("lm_head.weight", config.VocabSize, config.HiddenSize);
+        }
+        catch
+        {
+            Dispose();
+            throw;
+        }
+    }
+
+    public LinearLlamaConfig Config { get; }
+
+    /// <summary>Type of parameters and activations.</summary>
+    public DType DType { get; }
+
+    public IReadOnlyList<NamedParameter> Parameters { get; }
+
+    /// <summary>Throws <see cref="LaspException"/> when the configuration is invalid or needs layers that do not exist here.</summary>
+    public static void RequireAvailable(LinearLlamaConfig config)
+    {
+        config.Validate();
+        for (int i = 0; i < config.NumHiddenLayers; i++)
+            if (config.LayerTypeOf(i) != LayerType.LinearAttention)
+                throw new LaspException($"layer {i} is full_attention, and softmax layers are not available yet; use a model whose layers are all linear_attention, such as linear-llama3-1b");
+    }
+
+    /// <summary>
+    /// This rank's part of the loss, [1]: the sum of its tokens' losses / <paramref name="normalizer"/>. The sum over the group's ranks is the loss.
+    /// </summary>
+    /// <param name="ids">Token ids [B, C] of this rank's chunk; a constant of the step's tape.</param>
+    /// <param name="labels">[B*C]; negative ones do not count.</param>
+    /// <param name="normalizer">Labels that count, over all ranks.</param>
+    public Variable Loss(Variable ids, Tensor labels, double normalizer, SequenceContext sequence)
+    {
+        using Variable hidden = Hidden(ids, sequence);
+        using Variable rows = Reshape.Apply(hidden, [hidden.Shape.Rows, Config.HiddenSize]);
+        return LinearCrossEntropy.Apply(rows, _lmHead, labels, normalizer);
+    }
+
+    /// <summary>The normed output of the last layer, [B, C, hidden].</summary>
+    private Variable Hidden(Variable ids, SequenceContext sequence)
+    {
+        Variable x = Embedding.Apply(ids, _embedTokens);
+        foreach (LinearLlamaBlock block in _blocks)
+            using (Variable previous = x) x = block.Forward(previous, sequence);
+        using (x) return RmsNorm.Apply(x, _norm, Config.RmsNormEps);
+    }
+
+    public void Dispose()
+    {
+        foreach (LinearLlamaBlock block in _blocks) block.Dispose();
+        foreach (NamedParameter parameter in Parameters) parameter.Variable.Dispose();
+    }
+}

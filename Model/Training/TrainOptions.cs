@@ -1,0 +1,57 @@
+using LaspNative.Collectives;
+using LaspNative.Runtime;
+
+namespace LaspNative.Model;
+
+/// <summary>Everything that defines a training run.</summary>
+public sealed record TrainOptions
+{
+    /// <summary>Text files and folders.</summary>
+    public required IReadOnlyList<string> Data { get; init; }
+
+    public required LinearLlamaConfig Config { get; init; }
+
+    public required TrainingRecipe Recipe { get; init; }
+
+    /// <summary>Where metrics and checkpoints go.</summary>
+    public required string Output { get; init; }
+
+    public string Tokenizer { get; init; } = "bytes";
+
+    public WorldOptions World { get; init; } = new(DeviceKind.Cpu);
+
+    public SequenceParallel Strategy { get; init; } = Lasp2.Default;
+
+    /// <summary>Type of parameters and activations; optimizer states are fp32 (fp64) in any case.</summary>
+    public DType DType { get; init; } = DType.F32;
+
+    public long Seed { get; init; }
+
+    /// <summary>Whether to go on from the newest checkpoint in <see cref="Output"/>.</summary>
+    public bool Resume { get; init; }
+
+    /// <summary>The step after which to end early with a checkpoint; the schedule still spans all steps.</summary>
+    public int? StopAfter { get; init; }
+
+    /// <summary>Steps between checkpoints; 0: only one at the end.</summary>
+    public int CheckpointEvery { get; init; }
+
+    /// <summary>Options for a preset, with its own recipe.</summary>
+    public static TrainOptions For(Preset preset, IReadOnlyList<string> data, string output) =>
+        new() { Data = data, Config = preset.Config, Recipe = preset.Training, Output = output };
+
+    /// <summary>The step that ends the run.</summary>
+    internal long LastStep => Math.Min(Recipe.Steps, StopAfter ?? Recipe.Steps);
+
+    /// <summary>Throws a <see cref="LaspException"/> that names the first value no run can have.</summary>
+    public void Validate()
+    {
+        Recipe.Validate();
+        LinearLlamaModel.RequireAvailable(Config);
+        if (!DType.IsFloat()) throw new LaspException($"a model cannot compute in {DType}; use fp32 or bf16");
+        if (StopAfter < 1) throw new LaspException($"the run is to stop after step {StopAfter}; steps count from 1");
+        if (CheckpointEvery < 0) throw new LaspException($"a checkpoint every {CheckpointEvery} steps is not possible; use 0 for one at the end only");
+        int vocabulary = LaspNative.Model.Tokenizer.Parse(Tokenizer).VocabularySize;
+        if (vocabulary > Config.VocabSize) throw new LaspException($"tokenizer '{Tokenizer}' has {vocabulary} tokens but the model's vocab_size is {Config.VocabSize}; use a config with vocab_size {vocabulary} or more");
+    }
+}
