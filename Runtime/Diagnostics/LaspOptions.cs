@@ -9,7 +9,10 @@ namespace LaspNative.Runtime;
 /// <param name="NvrtcPath">LASP_NVRTC=FILE: the NVRTC library to load instead of the versions searched for.</param>
 /// <param name="OpenBlas">LASP_OPENBLAS=0: never use OpenBLAS, even when it is installed; =FILE: load this one.</param>
 /// <param name="ForceSm80">LASP_FORCE_SM80=1: use the kernels for compute capability 8.0 on newer GPUs too.</param>
-public sealed record LaspOptions(bool Debug, bool TraceAllocations, string? KernelCache, string? NvrtcPath, string? OpenBlas, bool ForceSm80)
+/// <param name="Poison">LASP_POISON=1: fresh memory is filled with 0xFF bytes (NaN), so that reading what was never written shows. For tests.</param>
+/// <param name="CudaHome">CUDA_HOME=DIR: a CUDA toolkit whose libraries are searched after the loader's own path.</param>
+public sealed record LaspOptions(
+    bool Debug, bool TraceAllocations, string? KernelCache, string? NvrtcPath, string? OpenBlas, bool ForceSm80, bool Poison, string? CudaHome)
 {
     public static LaspOptions Current { get; } = FromEnvironment();
 
@@ -19,7 +22,9 @@ public sealed record LaspOptions(bool Debug, bool TraceAllocations, string? Kern
         Environment.GetEnvironmentVariable("LASP_KERNEL_CACHE"),
         Environment.GetEnvironmentVariable("LASP_NVRTC"),
         Environment.GetEnvironmentVariable("LASP_OPENBLAS"),
-        Flag("LASP_FORCE_SM80"));
+        Flag("LASP_FORCE_SM80"),
+        Flag("LASP_POISON"),
+        Environment.GetEnvironmentVariable("CUDA_HOME"));
 
     private static bool Flag(string name) => Environment.GetEnvironmentVariable(name) is "1" or "true";
 }

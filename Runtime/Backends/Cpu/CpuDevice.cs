@@ -22,7 +22,12 @@ public sealed class CpuDevice : Device
 
     public override IBackend Backend { get; }
 
-    protected override unsafe nint AllocateCore(long bytes) => (nint)NativeMemory.AlignedAlloc((nuint)Math.Max(bytes, 1), Alignment);
+    protected override unsafe nint AllocateCore(long bytes)
+    {
+        void* pointer = NativeMemory.AlignedAlloc((nuint)Math.Max(bytes, 1), Alignment);
+        if (LaspOptions.Current.Poison) NativeMemory.Fill(pointer, (nuint)bytes, 0xFF);
+        return (nint)pointer;
+    }
 
     protected override unsafe void FreeCore(nint pointer, long bytes) => NativeMemory.AlignedFree((void*)pointer);
 

@@ -1,0 +1,93 @@
+using System.Runtime.InteropServices;
+using LaspNative.Runtime.Interop;
+
+namespace LaspNative.Runtime.Cuda;
+
+/// <summary>
+/// A CUDA context: a GPU's primary context, shared by everything in the process that uses that GPU, or one that the host application owns.
+/// The driver keeps a current context per thread; every object here makes its own current before it calls the driver.
+/// </summary>
+public sealed partial class CudaContext : IDisposable
+{
+    private static readonly Lock s_initialization = new();
+    private static bool s_initialized;
+
+    private readonly bool _retained;
+    private int _disposed;
+
+    private CudaContext(nint handle, int gpu, bool retained)
+    {
+        Handle = handle;
+        Gpu = gpu;
+        _retained = retained;
+    }
+
+    /// <summary>The CUcontext.</summary>
+    public nint Handle { get; }
+
+    /// <summary>The GPU's ordinal (CUdevice).</summary>
+    public int Gpu { get; }
+
+    /// <summary>Retains the primary context of GPU <paramref name="index"/> and makes it current.</summary>
+    public static CudaContext OpenPrimary(int index)
+    {
+        Initialize();
+        CudaDriver.cuDeviceGetCount(out int count).Check();
+        if (index < 0 || index >= count)
+            throw new LaspException($"cuda:{index} does not exist: {(count == 0 ? "no GPU is visible" : $"GPUs 0 to {count - 1} are visible")}; choose another or check CUDA_VISIBLE_DEVICES");
+        CudaDriver.cuDeviceGet(out int gpu, index).Check();
+        CudaDriver.cuDevicePrimaryCtxRetain(out nint handle, gpu).Check();
+        var context = new CudaContext(handle, gpu, retained: true);
+        context.MakeCurrent();
+        return context;
+    }
+
+    /// <summary>Wraps a context that the host application owns and keeps alive, and makes it current.</summary>
+    public static CudaContext FromHandle(nint handle)
+    {
+        if (handle == 0) throw new LaspException("a null handle is no CUDA context; pass the CUcontext of the host application");
+        Initialize();
+        CudaDriver.cuCtxSetCurrent(handle).Check();
+        CudaDriver.cuCtxGetDevice(out int gpu).Check();
+        return new CudaContext(handle, gpu, retained: false);
+    }
+
+    /// <summary>
+    /// Makes this context current on the calling thread. The driver is asked each time, because a host application or NCCL may have switched;
+    /// that costs nanoseconds.
+    /// </summary>
+    public void MakeCurrent()
+    {
+        CudaDriver.cuCtxGetCurrent(out nint current).Check();
+        if (current != Handle) CudaDriver.cuCtxSetCurrent(Handle).Check();
+    }
+
+    /// <summary>Loads and initialises the driver once per process. Throws when it is missing or sees no GPU.</summary>
+    internal static void Initialize()
+    {
+        lock (s_initialization)
+        {
+            if (s_initialized) return;
+            NativeLibraries.Require(NativeLibraries.Cuda);
+            // A kernel that the driver loads lazily, at its first launch, synchronises the device: behind a collective that waits for this very rank, for ever.
+            // The driver reads C's environment, which Environment.SetEnvironmentVariable does not reach.
+            SetEnvironment("CUDA_MODULE_LOADING", "EAGER", overwrite: 0);
+            CudaDriver.cuInit(0).Check();
+            s_initialized = true;
+        }
+    }
+
+    internal int Attribute(CUdevice_attribute attribute)
+    {
+        CudaDriver.cuDeviceGetAttribute(out int value, attribute, Gpu).Check();
+        return value;
+    }
+
+    public void Dispose()
+    {
+        if (Interlocked.Exchange(ref _disposed, 1) == 0 && _retained) CudaDriver.cuDevicePrimaryCtxRelease(Gpu);
+    }
+
+    [LibraryImport("libc", EntryPoint = "setenv", StringMarshalling = StringMarshalling.Utf8)]
+    private static partial int SetEnvironment(string name, string value, int overwrite);
+}

@@ -1,0 +1,80 @@
+using System.Collections.Concurrent;
+using LaspNative.Runtime.Interop;
+
+namespace LaspNative.Runtime.Cuda;
+
+/// <summary>
+/// The kernels of one device, compiled and loaded at first use and unloaded with it. A .cu file makes one module per element type; its kernels are extern "C".
+/// </summary>
+public sealed class KernelLibrary : IDisposable
+{
+    private readonly Lock _lock = new();
+    private readonly ConcurrentDictionary<(string File, string Kernel, DType Element), CudaKernel> _kernels = new();
+    private readonly Dictionary<(string File, DType Element), (nint Module, CompiledKernels Compiled)> _modules = [];
+    private long _launches;
+    private int _disposed;
+
+    internal KernelLibrary(CudaContext context, string architecture)
+    {
+        Context = context;
+        Architecture = architecture;
+    }
+
+    /// <summary>What kernels are compiled for: "sm_90a", or "compute_80" when the driver is to finish the job.</summary>
+    public string Architecture { get; }
+
+    /// <summary>Kernels launched so far.</summary>
+    public long LaunchCount => Interlocked.Read(ref _launches);
+
+    internal CudaContext Context { get; }
+
+    /// <summary>
+    /// The kernel <paramref name="kernel"/> of the embedded "<paramref name="file"/>.cu", compiled with LASP_ELEMENT_F32 or LASP_ELEMENT_BF16 defined.
+    /// Compiles and loads on first use, which takes seconds where the disk cache has nothing; afterwards it is a look-up.
+    /// </summary>
+    public CudaKernel Get(string file, string kernel, DType element) =>
+        _kernels.TryGetValue((file, kernel, element), out CudaKernel? found) ? found : Load(file, kernel, element);
+
+    private CudaKernel Load(string file, string kernel, DType element)
+    {
+        lock (_lock)
+        {
+            ObjectDisposedException.ThrowIf(_disposed != 0, this);
+            if (_kernels.TryGetValue((file, kernel, element), out CudaKernel? found)) return found;
+            Context.MakeCurrent();
+            (nint module, CompiledKernels compiled) = Module(file, element);
+            if (CudaDriver.cuModuleGetFunction(out nint function, module, kernel) != CUresult.CUDA_SUCCESS)
+                throw new InvalidOperationException($"{file}.cu has no kernel named {kernel}; it has {string.Join(", ", compiled.Kernels.Select(k => k.Name))}");
+            KernelResources resources = compiled.Kernels.FirstOrDefault(k => k.Name == kernel) ?? new KernelResources(kernel, 0, 0, 0, 0, 0);
+            var loaded = new CudaKernel(this, function, file + ".cu", resources);
+            _kernels[(file, kernel, element)] = loaded;
+            return loaded;
+        }
+    }
+
+    private unsafe (nint Module, CompiledKernels Compiled) Module(string file, DType element)
+    {
+        if (_modules.TryGetValue((file, element), out (nint, CompiledKernels) known)) return known;
+        CompiledKernels compiled = KernelCompiler.Compile(file + ".cu", KernelCompiler.DefinesFor(element), Architecture);
+        fixed (byte* image = compiled.Image)
+        {
+            CudaDriver.cuModuleLoadData(out nint module, image).Check();
+            _modules[(file, element)] = (module, compiled);
+            return (module, compiled);
+        }
+    }
+
+    internal void CountLaunch() => _launches++;
+
+    public void Dispose()
+    {
+        lock (_lock)
+        {
+            if (_disposed != 0) return;
+            _disposed = 1;
+            foreach ((nint module, CompiledKernels _) in _modules.Values) CudaDriver.cuModuleUnload(module);
+            _modules.Clear();
+            _kernels.Clear();
+        }
+    }
+}

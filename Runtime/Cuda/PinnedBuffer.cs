@@ -1,0 +1,42 @@
+using LaspNative.Runtime.Interop;
+
+namespace LaspNative.Runtime.Cuda;
+
+/// <summary>Page-locked host memory: the GPU copies from and to it without the host's help, so that such copies are truly asynchronous.</summary>
+public sealed class PinnedBuffer : IDisposable
+{
+    private int _disposed;
+
+    /// <summary>Allocates; this may synchronise the device, so it belongs at start-up, before the first collective.</summary>
+    public PinnedBuffer(CudaContext context, long bytes)
+    {
+        ArgumentNullException.ThrowIfNull(context);
+        ArgumentOutOfRangeException.ThrowIfNegativeOrZero(bytes);
+        context.MakeCurrent();
+        CUresult result = CudaDriver.cuMemHostAlloc(out nint pointer, (nuint)bytes, CudaDriver.CU_MEMHOSTALLOC_PORTABLE);
+        if (result == CUresult.CUDA_ERROR_OUT_OF_MEMORY)
+            throw new LaspException($"the host has no {bytes / (1 << 20)} MiB of pinned memory left; ask for less or raise the memory limit (ulimit -l)");
+        result.Check("cuMemHostAlloc");
+        Pointer = pointer;
+        Bytes = bytes;
+    }
+
+    public nint Pointer { get; }
+
+    public long Bytes { get; }
+
+    /// <summary>A part of the buffer in place, at most 2 GiB of it.</summary>
+    public unsafe Span<byte> Span(long start, int bytes)
+    {
+        ObjectDisposedException.ThrowIf(_disposed != 0, this);
+        ArgumentOutOfRangeException.ThrowIfNegative(start);
+        ArgumentOutOfRangeException.ThrowIfNegative(bytes);
+        ArgumentOutOfRangeException.ThrowIfGreaterThan(start, Bytes - bytes);
+        return new Span<byte>((byte*)Pointer + start, bytes);
+    }
+
+    public void Dispose()
+    {
+        if (Interlocked.Exchange(ref _disposed, 1) == 0) CudaDriver.cuMemFreeHost(Pointer);
+    }
+}
