@@ -58,6 +58,11 @@ internal static unsafe class MatrixProduct
         }
     }
 
+    /// <summary>c [m, n] = alpha op(a) op(b) + beta c of contiguous row-major matrices, op(a) [m, k], op(b) [k, n].</summary>
+    public static void Dense<A>(A* a, bool transposeA, A* b, bool transposeB, int m, int n, int k, A alpha, A beta, A* c)
+        where A : unmanaged, IBinaryFloatingPointIeee754<A> =>
+        Run(MatrixView<A>.RowMajor(a, transposeA ? m : k, transposeA), MatrixView<A>.RowMajor(b, transposeB ? k : n, transposeB), m, n, k, alpha, beta, c, n);
+
     private static int RoundUp(int value, int multiple) => (value + multiple - 1) / multiple * multiple;
 
     private static void Block<A, TC>(A* packedA, A* packedB, int rows, int columns, int depth, A alpha, A beta, TC* c, long stride)
