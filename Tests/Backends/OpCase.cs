@@ -1,0 +1,137 @@
+using LaspNative.Autograd;
+using LaspNative.Runtime;
+using LaspNative.Tests.Oracles;
+using Xunit;
+
+namespace LaspNative.Tests.Backends;
+
+/// <summary>How an operand's type follows from the case's element type T.</summary>
+public enum OperandKind
+{
+    T,
+    Acc,
+    I32,
+    I64,
+}
+
+/// <summary>One tensor of a backend call. Without values it is an output, poisoned before the call; with values an input, or a destination that is added to or changed in place.</summary>
+public sealed record Operand(string Name, Shape Shape, OperandKind Kind, double[]? Values = null)
+{
+    public DType DType(DType element) => Kind switch
+    {
+        OperandKind.T => element,
+        OperandKind.Acc => element.Accumulator(),
+        OperandKind.I64 => Runtime.DType.I64,
+        _ => Runtime.DType.I32,
+    };
+}
+
+/// <summary>
+/// One row of the table of ops: operands, the call, and what fp64 says of the results. It is the op's forward parity on every device and type and,
+/// where <see cref="Apply"/> is given, the gradient check of its autograd function.
+/// </summary>
+public sealed class OpCase
+{
+    public required Operand[] Operands { get; init; }
+
+    public required Action<IBackend, Func<string, Tensor>> Call { get; init; }
+
+    /// <summary>Results by operand name, from the operands' values as they are stored.</summary>
+    public required Func<Func<string, double[]>, Dictionary<string, double[]>> Oracle { get; init; }
+
+    /// <summary>What the naive op in bf16 gives for some of the results; for the others it is the oracle's result rounded.</summary>
+    public Func<Func<string, double[]>, Dictionary<string, double[]>>? NaiveBf16 { get; init; }
+
+    /// <summary>The autograd function over the same operands; those of type T with values are differentiated.</summary>
+    public Func<Func<string, Variable>, Variable>? Apply { get; init; }
+
+    /// <summary>Runs the call twice on guarded memory: each result must be close to the oracle's and the same bits both times.</summary>
+    public void AssertParity(Device device, DType element, bool misaligned = false)
+    {
+        var stored = Operands.Where(o => o.Values is not null).ToDictionary(o => o.Name, o => TestData.Rounded(o.Values!, o.DType(element)));
+        Dictionary<string, double[]> expected = Oracle(name => stored[name]);
+        Dictionary<string, double[]>? naive = element == DType.BF16 ? NaiveBf16?.Invoke(name => stored[name]) : null;
+        Dictionary<string, double[]> actual = Run(device, element, misaligned);
+        foreach ((string name, double[] values) in expected)
+        {
+            Operand operand = Operands.Single(o => o.Name == name);
+            Errors.AssertClose(actual[name], values, Tolerance(operand, element, values, naive?.GetValueOrDefault(name)), $"{name} {operand.Shape}");
+        }
+        Dictionary<string, double[]> again = Run(device, element, misaligned);
+        foreach (string name in expected.Keys) Assert.True(actual[name].AsSpan().SequenceEqual(again[name]), $"{name} has other bits in a second run");
+    }
+
+    private static double Tolerance(Operand operand, DType element, double[] expected, double[]? naive)
+    {
+        if (element != DType.BF16) return Tolerances.Of(element);
+        if (operand.Kind != OperandKind.T && naive is null) return Tolerances.Of(element.Accumulator());
+        return Tolerances.Bf16(Errors.Relative(naive ?? TestData.Rounded(expected, element), expected));
+    }
+
+    private Dictionary<string, double[]> Run(Device device, DType element, bool misaligned)
+    {
+        using var memory = new GuardedTensors(device, misaligned);
+        var tensors = Operands.ToDictionary(o => o.Name, o => memory.New(o.Shape, o.DType(element), o.Values));
+        Call(device.Backend, name => tensors[name]);
+        device.Synchronize();
+        memory.AssertBandsUntouched();
+        return tensors.Where(t => t.Value.DType.IsFloat()).ToDictionary(t => t.Key, t => t.Value.ToDoubles());
+    }
+
+    /// <summary>Compares the gradients of dy . Apply(..) for a random dy with central differences, in fp64 on the CPU.</summary>
+    public void AssertGradients()
+    {
+        using Device device = Device.Open("cpu:1");
+        double[] dy = [];
+        Dictionary<string, double[]> gradients = [];
+        Run(device, [], (inputs, output) =>
+        {
+            dy = TestData.Normal(output.Shape.Count, seed: 99);
+            using Tensor gradient = Tensor.FromSpan(dy, output.Shape, device);
+            output.Backward(gradient);
+            foreach ((string name, Variable input) in inputs)
+                if (input.RequiresGradient) gradients[name] = input.Gradient!.ToDoubles();
+        });
+        foreach ((string name, double[] gradient) in gradients) Errors.AssertClose(gradient, Differences(device, name, dy), Tolerances.GradientCheck, $"gradient of {name}");
+        Assert.NotEmpty(gradients);
+    }
+
+    private double[] Differences(Device device, string name, double[] dy)
+    {
+        const double Step = 1e-5;
+        double[] at = Operands.Single(o => o.Name == name).Values!;
+        var differences = new double[at.Length];
+        for (int i = 0; i < at.Length; i++)
+        {
+            double Loss(double x)
+            {
+                double[] moved = [.. at];
+                moved[i] = x;
+                double loss = 0;
+                Run(device, new() { [name] = moved }, (_, output) => loss = output.Value.ToDoubles().Zip(dy, (y, d) => y * d).Sum());
+                return loss;
+            }
+            differences[i] = (Loss(at[i] + Step) - Loss(at[i] - Step)) / (2 * Step);
+        }
+        return differences;
+    }
+
+    private void Run(Device device, Dictionary<string, double[]> replaced, Action<Dictionary<string, Variable>, Variable> body)
+    {
+        Dictionary<string, Variable> inputs = [];
+        foreach (Operand o in Operands.Where(o => o.Values is not null))
+        {
+            double[] values = replaced.GetValueOrDefault(o.Name, o.Values!);
+            inputs[o.Name] = o.Kind switch
+            {
+                OperandKind.T => Variable.Parameter(Tensor.FromSpan(values, o.Shape, device)),
+                OperandKind.Acc => Variable.Constant(Tensor.FromSpan(values, o.Shape, device)),
+                OperandKind.I64 => Variable.Constant(Tensor.FromSpan(Array.ConvertAll(values, x => (long)x), o.Shape, device)),
+                _ => Variable.Constant(Tensor.FromSpan(Array.ConvertAll(values, x => (int)x), o.Shape, device)),
+            };
+        }
+        using Variable result = Apply!(name => inputs[name]);
+        body(inputs, result);
+        foreach (Variable input in inputs.Values) input.Dispose();
+    }
+}

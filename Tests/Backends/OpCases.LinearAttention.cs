@@ -1,0 +1,148 @@
+using LaspNative.Runtime;
+using LaspNative.Tests.Oracles;
+
+namespace LaspNative.Tests.Backends;
+
+/// <summary>Linear attention: one row runs all its ops (o, M, dM, dq, dk, dv, dDecay) on one problem; then the decay of runs and Horner's rule.</summary>
+public static partial class OpCases
+{
+    /// <param name="Decay">Nats per token of the fastest head (the others halve it); 0: none.</param>
+    /// <param name="States">Whether an initial state and a gradient of the final state are given.</param>
+    private sealed record AttentionShape(int N, int D, int E, int B = 1, int H = 2, int Hk = 2, double Decay = 0, bool States = false)
+    {
+        public string Name => $"linear attention N={N} D={D} E={E} B={B} H={H} Hk={Hk} decay={Decay}{(States ? " with states" : "")}";
+    }
+
+    private static readonly AttentionShape[] s_attention =
+    [
+        new(0, 16, 16, B: 2, Hk: 1, Decay: 0.5, States: true),
+        new(0, 5, 7),
+        new(1, 64, 64),
+        new(1, 5, 7, B: 2, H: 4, Decay: 0.5, States: true),
+        new(2, 16, 16, H: 4, Hk: 1, Decay: 20),
+        new(2, 128, 96, States: true),
+        new(63, 5, 7, B: 2, Decay: 0.1, States: true),
+        new(63, 128, 96, Hk: 1),
+        new(64, 64, 64, Decay: 0.1),
+        new(64, 16, 16, B: 2, H: 4, States: true),
+        new(65, 128, 96, Decay: 0.1, States: true),
+        new(65, 5, 7, B: 2, H: 4, Hk: 4),
+        new(130, 64, 64, H: 4, Decay: 0.05, States: true),
+        new(130, 16, 16, Decay: 20, States: true),
+        new(130, 128, 96, B: 2, Hk: 1, States: true),
+        new(130, 5, 7, H: 3, Hk: 1, Decay: 0.5),
+        new(1000, 16, 16, B: 2, H: 4, Decay: 0.02, States: true),
+        new(1000, 64, 64),
+        new(1000, 128, 96, Hk: 1, Decay: 20, States: true),
+        new(1000, 5, 7, H: 4, Hk: 1, Decay: 0.2, States: true),
+    ];
+
+    private static void AddLinearAttention()
+    {
+        foreach (AttentionShape shape in s_attention) s_rows[shape.Name] = () => Attention(shape);
+        foreach (bool decayed in (bool[])[true, false])
+        {
+            long[] lengths = [0, 1, 65, 3, 100_000];
+            s_rows[$"run decay {(decayed ? "per head" : "none")}"] = () => new OpCase
+            {
+                Operands = [.. decayed ? (Operand[])[Acc("decay", [3], TestData.Decays(3))] : [], Acc("factors", [lengths.Length, 3])],
+                Call = (backend, t) => backend.RunDecay(decayed ? t("decay") : null, lengths, t("factors")),
+                Oracle = v => Results(("factors", [.. lengths.SelectMany(n => Enumerable.Range(0, 3).Select(h => decayed ? Math.Exp(n * v("decay")[h]) : 1))])),
+            };
+        }
+        AddCombine(first: 0, count: 0, step: 1, initial: true);
+        AddCombine(first: 0, count: 0, step: 1, initial: false);
+        AddCombine(first: 0, count: 4, step: 1, initial: true);
+        AddCombine(first: 0, count: 3, step: 1, initial: false);
+        AddCombine(first: 3, count: 3, step: -1, initial: true);
+        AddCombine(first: 3, count: 4, step: -1, initial: false);
+    }
+
+    private static OpCase Attention(AttentionShape s)
+    {
+        bool decayed = s.Decay > 0;
+        double scale = 1 / Math.Sqrt(s.D);
+        Shape state = [s.B, s.H, s.D, s.E];
+        (Shape q, Shape k) = ([s.B, s.N, s.H, s.D], [s.B, s.N, s.Hk, s.D]);
+        (Shape o, Shape v) = ([s.B, s.N, s.H, s.E], [s.B, s.N, s.Hk, s.E]);
+        return new OpCase
+        {
+            Operands =
+            [
+                T("q", q, TestData.Heads(s.B * s.N, s.H, s.D, 1)), T("k", k, TestData.Heads(s.B * s.N, s.Hk, s.D, 2)), T("v", v, TestData.Heads(s.B * s.N, s.Hk, s.E, 3)),
+                T("dO", o, TestData.Heads(s.B * s.N, s.H, s.E, 4)),
+                .. decayed ? (Operand[])[Acc("decay", [s.H], TestData.Decays(s.H, s.Decay)), Acc("dDecay", [s.H])] : [],
+                .. s.States ? (Operand[])[Acc("initial", state, TestData.Normal(state.Count, 5)), Acc("dFinal", state, TestData.Normal(state.Count, 6))] : [],
+                T("o", o), Acc("M", state), Acc("dM", state), T("dq", q), T("dk", k), T("dv", v),
+            ],
+            Call = (backend, t) =>
+            {
+                Tensor? decay = decayed ? t("decay") : null;
+                Tensor? initial = s.States ? t("initial") : null;
+                Tensor? dFinal = s.States ? t("dFinal") : null;
+                backend.LinearAttentionState(t("k"), t("v"), decay, t("M"));
+                backend.LinearAttention(t("q"), t("k"), t("v"), decay, initial, scale, t("o"));
+                backend.LinearAttentionBackwardState(t("q"), t("dO"), decay, scale, t("dM"));
+                backend.LinearAttentionBackwardQuery(t("k"), t("v"), t("dO"), decay, initial, scale, t("dq"));
+                backend.LinearAttentionBackwardKeyValue(t("q"), t("k"), t("v"), t("dO"), decay, dFinal, scale, t("dk"), t("dv"));
+                if (decayed) backend.LinearAttentionBackwardDecay(t("q"), t("k"), t("v"), t("dO"), decay!, initial, dFinal, scale, t("dDecay"));
+            },
+            Oracle = values => AttentionResults(s, Problem(s, values), values),
+            NaiveBf16 = values =>
+            {
+                NaiveBf16Attention.Results r = new NaiveBf16Attention(Problem(s, values)).Run(values("dO"), s.States ? values("dFinal") : null);
+                return Results(("o", r.Output), ("M", r.State), ("dM", r.BackwardState), ("dq", r.Query), ("dk", r.Key), ("dv", r.Value), ("dDecay", r.Decay));
+            },
+        };
+    }
+
+    private static LinearAttentionOracle Problem(AttentionShape s, Func<string, double[]> values) => new(s.B, s.N, s.H, s.Hk, s.D, s.E)
+    {
+        Q = values("q"),
+        K = values("k"),
+        V = values("v"),
+        Decay = s.Decay > 0 ? values("decay") : null,
+        InitialState = s.States ? values("initial") : null,
+        Scale = 1 / Math.Sqrt(s.D),
+    };
+
+    /// <summary>M is the final state from a zero initial one; dM the gradient of an initial state when the final one has none.</summary>
+    private static Dictionary<string, double[]> AttentionResults(AttentionShape s, LinearAttentionOracle problem, Func<string, double[]> values)
+    {
+        LinearAttentionOracle.Gradients g = problem.Backward(values("dO"), s.States ? values("dFinal") : null);
+        Dictionary<string, double[]> results = Results(
+            ("o", problem.Forward().Output),
+            ("M", (problem with { InitialState = null }).Forward().FinalState),
+            ("dM", s.States ? problem.Backward(values("dO")).InitialState : g.InitialState),
+            ("dq", g.Query),
+            ("dk", g.Key),
+            ("dv", g.Value));
+        if (s.Decay > 0) results["dDecay"] = g.Decay;
+        return results;
+    }
+
+    private static void AddCombine(int first, int count, int step, bool initial)
+    {
+        const int W = 4;
+        (int b, int h, int d, int e) = (2, 3, 5, 7);
+        Shape state = [b, h, d, e];
+        int size = (int)state.Count;
+        s_rows[$"combine {count} states from {first} by {step}{(initial ? " onto an initial state" : "")}"] = () => new OpCase
+        {
+            Operands =
+            [
+                Acc("states", [W, b, h, d, e], TestData.Heads(W * b, h, d * e, 1)), Acc("factors", [W, h], TestData.Normal(W * h, 2)),
+                .. initial ? (Operand[])[Acc("initial", state, TestData.Normal(size, 3))] : [],
+                Acc("result", state),
+            ],
+            Call = (backend, t) => backend.CombineStates(t("states"), t("factors"), first, count, step, initial ? t("initial") : null, t("result")),
+            Oracle = v =>
+            {
+                double[] p = initial ? [.. v("initial")] : new double[size];
+                for (int n = 0, j = first; n < count; n++, j += step)
+                    for (int i = 0; i < size; i++) p[i] = v("factors")[j * h + i / (d * e) % h] * p[i] + v("states")[j * size + i];
+                return Results(("result", p));
+            },
+        };
+    }
+}
