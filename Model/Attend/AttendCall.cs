@@ -41,6 +41,8 @@ public static class AttendCall
     {
         ArgumentNullException.ThrowIfNull(options);
         if (options.Scale is { } scale && !double.IsFinite(scale)) throw new LaspException($"scale is {scale}; give a finite number");
+        if (LaunchedRank.FromEnvironment() is { WorldSize: > 1 }) throw new LaspException("attend runs its ranks as threads of one process; start it once, without a launcher, and divide the tokens with --ranks");
+        CheckFolder(options.Output);
         using SafetensorsFile file = SafetensorsFile.Open(options.Input);
         var inputs = new AttendInputs(file);
         if (inputs.DType == DType.F64 && options.World.Device == DeviceKind.Cuda) throw new LaspException($"{file.Path}: q is F64, which runs on the cpu only; use --device cpu, or F32");
@@ -58,6 +60,14 @@ public static class AttendCall
         IReadOnlyList<(string Name, Tensor Tensor)> results = outputs.Collect();
         SafetensorsWriter.Write(options.Output, results);
         return new AttendReport(device, options.Strategy.Name, inputs.DType, inputs.Batch, inputs.Tokens, inputs.Heads, inputs.KeyHeads, inputs.KeyDim, inputs.ValueDim, [.. results.Select(r => r.Name)], reports);
+    }
+
+    /// <summary>Refuses a result that could not be written before computing it.</summary>
+    private static void CheckFolder(string output)
+    {
+        string folder = Path.GetDirectoryName(Path.GetFullPath(output))!;
+        if (!Directory.Exists(folder)) throw new LaspException($"{output}: cannot be written: there is no folder {folder}; make it first");
+        if (Directory.Exists(output)) throw new LaspException($"{output}: cannot be written: it is a folder; give the name of a file");
     }
 }
 

@@ -38,8 +38,8 @@ internal static class AttendCommand
                     World = common.WorldOf(parsed, cpuOnly: isF64),
                 },
                 terminal.Cancellation);
-            terminal.Note($"attend: {report.Strategy}, {report.Ranks.Count} rank(s) on {report.Device}, {report.DType}, B {report.Batch} N {report.Tokens} H {report.Heads} Hk {report.KeyHeads} D {report.KeyDim} E {report.ValueDim}; wrote {string.Join(", ", report.Written)}");
-            JsonReport.Write(report, parsed.GetValue(common.Json), terminal);
+            terminal.Note($"attend: {report.Strategy}, {report.Ranks.Count} {(report.Ranks.Count == 1 ? "rank" : "ranks")} on {report.Device}, {report.DType}, B {report.Batch} N {report.Tokens} H {report.Heads} Hk {report.KeyHeads} D {report.KeyDim} E {report.ValueDim}; wrote {string.Join(", ", report.Written)}");
+            JsonReport.Write(Summary(report), parsed.GetValue(common.Json), terminal);
         });
         return command;
     }
@@ -55,4 +55,20 @@ internal static class AttendCommand
         if (!fits) throw new LaspException($"{path}: --dtype {dtype} does not fit q, which is {actual}; attend computes in the tensors' own type, so leave --dtype out");
         isF64 = actual == DType.F64;
     }
+
+    /// <summary>The call for machines.</summary>
+    private static object Summary(AttendReport report) => new
+    {
+        report.Device,
+        report.Strategy,
+        Dtype = report.DType.ToString(),
+        report.Batch,
+        report.Tokens,
+        report.Heads,
+        report.KeyHeads,
+        report.KeyDim,
+        report.ValueDim,
+        report.Written,
+        report.Ranks,
+    };
 }

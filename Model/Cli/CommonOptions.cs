@@ -57,21 +57,16 @@ internal sealed class CommonOptions
         {
             "cpu" => DeviceKind.Cpu,
             "cuda" => DeviceKind.Cuda,
-            _ => !cpuOnly && HasGpu() ? DeviceKind.Cuda : DeviceKind.Cpu,
+            _ => !cpuOnly && SystemProbe.IsCudaUsable(out _) ? DeviceKind.Cuda : DeviceKind.Cpu,
         };
         return new WorldOptions(kind, parsed.GetValue(Ranks), parsed.GetValue(VirtualRanks));
     }
 
-    private static bool HasGpu()
+    /// <summary>fp32 on the CPU and bf16 on a GPU unless the user says otherwise.</summary>
+    public static DType DTypeOf(string? name, DeviceKind device) => name switch
     {
-        try
-        {
-            Runtime.Device.Open("cuda:0").Dispose();
-            return true;
-        }
-        catch (LaspException)
-        {
-            return false;
-        }
-    }
+        "fp32" => Runtime.DType.F32,
+        "bf16" => Runtime.DType.BF16,
+        _ => device == DeviceKind.Cpu ? Runtime.DType.F32 : Runtime.DType.BF16,
+    };
 }

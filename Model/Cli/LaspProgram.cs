@@ -40,7 +40,9 @@ internal static class LaspProgram
     {
         var root = new RootCommand("Sequence-parallel linear attention (LASP-2): train, try single calls, inspect the machine.")
         {
+            TrainCommand.Create(terminal),
             AttendCommand.Create(terminal),
+            LaunchCommand.Create(terminal),
         };
         HelpOption help = root.Options.OfType<HelpOption>().Single();
         help.Action = new HelpWithExamples((HelpAction)help.Action!);

@@ -1,0 +1,105 @@
+using System.CommandLine;
+using LaspNative.Collectives;
+using LaspNative.Model;
+
+namespace LaspNative.Cli;
+
+/// <summary>lasp train: from a folder of text to a checkpoint.</summary>
+internal sealed class TrainCommand
+{
+    private readonly CommonOptions _common = new();
+    private readonly Option<string[]> _data = OptionKinds.Texts("--data", "Text files, or folders to read recursively; binary files are skipped and counted.", "PATH...");
+    private readonly Option<string?> _preset = OptionKinds.Text("--preset", "A named model with its training recipe. [default: tiny]", "NAME");
+    private readonly Option<string?> _config = OptionKinds.Text("--config", "A config.json with Hugging Face's Llama keys, trained by the recipe of tiny.", "FILE.json");
+    private readonly Option<bool> _listPresets = new("--list-presets") { Description = "List the presets and end." };
+    private readonly Option<long?> _sequenceLength = OptionKinds.Whole("--seq-len", "Tokens of one sequence over all ranks.", "N", 1L);
+    private readonly Option<int?> _steps = OptionKinds.Whole("--steps", "Steps that the learning-rate schedule spans.", "S", 1);
+    private readonly Option<int?> _batch = OptionKinds.Whole("--batch", "Sequences per step.", "B", 1);
+    private readonly Option<double?> _learningRate = OptionKinds.Number("--lr", "Peak learning rate.", "X", 0);
+    private readonly Option<int?> _warmup = OptionKinds.Whole("--warmup", "Steps of linear warm-up.", "K", 0);
+    private readonly Option<string?> _out = OptionKinds.Text("--out", "Folder of metrics.jsonl and the checkpoints. [default: runs/<preset>]", "DIR");
+    private readonly Option<bool> _resume = new("--resume") { Description = "Go on from the newest checkpoint in DIR." };
+    private readonly Option<int?> _stopAfter = OptionKinds.Whole("--stop-after", "End after this step with a checkpoint; the schedule still spans --steps.", "K", 1);
+    private readonly Option<int?> _checkpointEvery = OptionKinds.Whole("--checkpoint-every", "Steps between checkpoints; one is always written at the end.", "K", 1);
+    private readonly Option<string?> _tokenizer = OptionKinds.Text("--tokenizer", "How text becomes tokens. [default: bytes]", "bytes|FILE");
+    private readonly Terminal _terminal;
+
+    private TrainCommand(Terminal terminal) => _terminal = terminal;
+
+    public static Command Create(Terminal terminal)
+    {
+        var train = new TrainCommand(terminal);
+        var command = new ExampleCommand(
+            "train",
+            "Train a Linear-Llama3 on text, its sequence divided among ranks.",
+            "lasp train --data .",
+            "lasp train --data docs notes.txt --ranks 4 --steps 200 --out runs/mine",
+            "lasp train --data corpus --preset linear-llama3-1b --device cuda --seq-len 32768 --batch 1",
+            "lasp train --data . --resume --steps 120");
+        foreach (Option option in train.OwnOptions) command.Add(option);
+        train._common.AddTo(command);
+        command.Validators.Add(result =>
+        {
+            if (result.GetValue(train._listPresets)) return;
+            if (result.GetValue(train._data) is not { Length: > 0 }) result.AddError("--data is missing; name text files or folders, such as '--data .'");
+            else if (result.GetValue(train._preset) is not null && result.GetValue(train._config) is not null) result.AddError("--preset and --config are both given; each is a whole model, so leave one out");
+        });
+        command.SetAction(train.Run);
+        return command;
+    }
+
+    private Option[] OwnOptions =>
+        [_data, _preset, _config, _listPresets, _sequenceLength, _steps, _batch, _learningRate, _warmup, _out, _resume, _stopAfter, _checkpointEvery, _tokenizer];
+
+    private int Run(ParseResult parsed)
+    {
+        if (parsed.GetValue(_listPresets)) return ListPresets();
+        _common.CheckAvailable(parsed);
+        (string name, TrainOptions options) = Options(parsed);
+        var progress = new TrainingProgress(_terminal, options, name);
+        TrainingResult? result = TrainingRun.Run(options, progress, _terminal.Cancellation);
+        if (result is null) return _terminal.Cancellation.IsCancellationRequested ? LaspProgram.Interrupted : LaspProgram.Success;
+        JsonReport.Write(progress.Summary(result), parsed.GetValue(_common.Json), _terminal);
+        progress.End(result);
+        return result.Interrupted ? LaspProgram.Interrupted : LaspProgram.Success;
+    }
+
+    private int ListPresets()
+    {
+        foreach (Preset preset in Presets.All)
+            _terminal.Output.WriteLine($"{preset.Name,-30} {TrainingProgress.Parameters(preset.Config),8} parameters  {preset.Description}");
+        return LaspProgram.Success;
+    }
+
+    private (string Name, TrainOptions Options) Options(ParseResult parsed)
+    {
+        string? config = parsed.GetValue(_config);
+        Preset preset = Preset.Find(parsed.GetValue(_preset) ?? "tiny");
+        string name = config is null ? preset.Name : Path.GetFileNameWithoutExtension(config);
+        WorldOptions world = _common.WorldOf(parsed);
+        TrainingRecipe recipe = preset.Training;
+        return (name, new TrainOptions
+        {
+            Data = parsed.GetValue(_data)!,
+            Config = config is null ? preset.Config : LinearLlamaConfigJson.ReadFile(config),
+            Recipe = recipe with
+            {
+                SequenceLength = parsed.GetValue(_sequenceLength) ?? recipe.SequenceLength,
+                Batch = parsed.GetValue(_batch) ?? recipe.Batch,
+                Steps = parsed.GetValue(_steps) ?? recipe.Steps,
+                LearningRate = parsed.GetValue(_learningRate) ?? recipe.LearningRate,
+                MinLearningRate = Math.Min(recipe.MinLearningRate, parsed.GetValue(_learningRate) ?? recipe.LearningRate),
+                WarmupSteps = parsed.GetValue(_warmup) ?? recipe.WarmupSteps,
+            },
+            Output = parsed.GetValue(_out) ?? Path.Combine("runs", name),
+            Tokenizer = parsed.GetValue(_tokenizer) ?? "bytes",
+            World = world,
+            Strategy = _common.StrategyOf(parsed),
+            DType = CommonOptions.DTypeOf(parsed.GetValue(_common.DType), world.Device),
+            Seed = parsed.GetValue(_common.Seed) ?? 0,
+            Resume = parsed.GetValue(_resume),
+            StopAfter = parsed.GetValue(_stopAfter),
+            CheckpointEvery = parsed.GetValue(_checkpointEvery) ?? 0,
+        });
+    }
+}

@@ -1,0 +1,96 @@
+using LaspNative.Model;
+using LaspNative.Runtime;
+using LaspNative.Runtime.Cpu;
+using LaspNative.Tests.Oracles;
+using Xunit;
+
+namespace LaspNative.Tests.Cli;
+
+/// <summary>One attention call as a file: inputs that differ per head, and the fp64 answer on the values as stored.</summary>
+public sealed record AttendCase(DType DType, int N, bool WithDecay)
+{
+    public int B { get; init; } = 2;
+
+    public int H { get; init; } = 4;
+
+    public int Hk { get; init; } = 4;
+
+    public int D { get; init; } = 16;
+
+    public int E { get; init; } = 16;
+
+    public bool WithStates { get; init; }
+
+    public double? Scale { get; init; }
+
+    public DType DecayDType { get; init; } = DType.Accumulator();
+
+    public LinearAttentionOracle Oracle => new(B, N, H, Hk, D, E)
+    {
+        Q = Operand(H, D, 1),
+        K = Operand(Hk, D, 2),
+        V = Operand(Hk, E, 3),
+        Decay = WithDecay ? TestData.Rounded(TestData.Rounded(TestData.Decays(H), DecayDType), DType.Accumulator()) : null,
+        InitialState = WithStates ? TestData.Rounded(TestData.Normal(B * H * D * E, 5), DType.Accumulator()) : null,
+        Scale = Scale ?? 1 / Math.Sqrt(D),
+    };
+
+    public double[] OutputGradient => Operand(H, E, 4);
+
+    public double[]? FinalStateGradient => WithStates ? TestData.Rounded(TestData.Normal(B * H * D * E, 6), DType.Accumulator()) : null;
+
+    private double[] Operand(int heads, int width, int seed) => TestData.Rounded(TestData.Heads(B * N, heads, width, seed), DType);
+
+    public void Write(string path, bool withGradient = true)
+    {
+        using var device = new CpuDevice(1);
+        LinearAttentionOracle call = Oracle;
+        DType acc = DType.Accumulator();
+        var tensors = new List<(string Name, Tensor Tensor)>
+        {
+            ("q", TestData.Tensor(call.Q, [B, N, H, D], DType, device)),
+            ("k", TestData.Tensor(call.K, [B, N, Hk, D], DType, device)),
+            ("v", TestData.Tensor(call.V, [B, N, Hk, E], DType, device)),
+        };
+        if (call.Decay is not null) tensors.Add(("log_decay", TestData.Tensor(call.Decay, [H], DecayDType, device)));
+        if (call.InitialState is not null) tensors.Add(("initial_state", TestData.Tensor(call.InitialState, [B, H, D, E], acc, device)));
+        if (withGradient) tensors.Add(("do", TestData.Tensor(OutputGradient, [B, N, H, E], DType, device)));
+        if (withGradient && FinalStateGradient is { } dFinal) tensors.Add(("d_final_state", TestData.Tensor(dFinal, [B, H, D, E], acc, device)));
+        SafetensorsWriter.Write(path, tensors);
+        foreach ((_, Tensor tensor) in tensors) tensor.Dispose();
+    }
+
+    /// <summary>The expected tensors by name, with the shapes and element types they must have.</summary>
+    public Dictionary<string, (double[] Values, Shape Shape, DType DType)> Expected()
+    {
+        LinearAttentionOracle call = Oracle;
+        DType acc = DType.Accumulator();
+        (double[] output, double[] finalState) = call.Forward();
+        LinearAttentionOracle.Gradients gradients = call.Backward(OutputGradient, FinalStateGradient);
+        var expected = new Dictionary<string, (double[] Values, Shape Shape, DType DType)>(StringComparer.Ordinal)
+        {
+            ["o"] = (output, [B, N, H, E], DType),
+            ["final_state"] = (finalState, [B, H, D, E], acc),
+            ["dq"] = (gradients.Query, [B, N, H, D], DType),
+            ["dk"] = (gradients.Key, [B, N, Hk, D], DType),
+            ["dv"] = (gradients.Value, [B, N, Hk, E], DType),
+        };
+        if (WithDecay) expected["d_log_decay"] = (gradients.Decay, [H], DecayDType);
+        if (WithStates) expected["d_initial_state"] = (gradients.InitialState, [B, H, D, E], acc);
+        return expected;
+    }
+
+    /// <summary>Compares a written file with the expected tensors; <paramref name="tolerance"/> is asked per tensor.</summary>
+    public static void AssertFile(string path, Dictionary<string, (double[] Values, Shape Shape, DType DType)> expected, Func<string, double> tolerance)
+    {
+        using var device = new CpuDevice(1);
+        using SafetensorsFile file = SafetensorsFile.Open(path);
+        Assert.Equal(expected.Keys.Order(StringComparer.Ordinal), file.Names.Order(StringComparer.Ordinal));
+        foreach ((string name, (double[] values, Shape shape, DType dtype)) in expected)
+        {
+            Assert.Equal(new SafetensorsInfo(dtype, shape), file.Info(name));
+            using Tensor tensor = file.Load(name, device);
+            Errors.AssertClose(tensor.ToDoubles(), values, tolerance(name), name);
+        }
+    }
+}

@@ -1,0 +1,120 @@
+using LaspNative.Model;
+using LaspNative.Runtime;
+using LaspNative.Runtime.Cpu;
+using Xunit;
+
+namespace LaspNative.Tests.Cli;
+
+/// <summary>Everything that can be wrong with a file given to lasp attend is one line that names it, and exit code 1.</summary>
+public sealed class AttendInputTests : IDisposable
+{
+    private readonly string _folder = Directory.CreateTempSubdirectory("lasp-attend-input-").FullName;
+    private readonly CpuDevice _device = new(1);
+
+    public void Dispose()
+    {
+        _device.Dispose();
+        Directory.Delete(_folder, recursive: true);
+    }
+
+    private string PathOf(string name) => Path.Combine(_folder, name);
+
+    /// <summary>A change to a good call (q, k, v [1, 4, 2, 8]), as "name:TYPE:shape" tokens ("name:-" leaves it out), and what the error must say.</summary>
+    public static TheoryData<string, string> Mistakes() => new()
+    {
+        { "q:-", "no tensor 'q'" },
+        { "k:-", "no tensor 'k'" },
+        { "v:-", "no tensor 'v'" },
+        { "q:F32:4,2,8", "q has shape [4, 2, 8]; it has four dimensions" },
+        { "q:I32:1,4,2,8", "q is I32" },
+        { "k:F32:1,5,2,8", "k has shape [1, 5, 2, 8]; beside q [1, 4, 2, 8] it is [1, 4, Hk, 8]" },
+        { "k:F32:1,4,2,9", "k has shape [1, 4, 2, 9]" },
+        { "v:F32:1,4,1,8", "v has shape [1, 4, 1, 8]" },
+        { "k:BF16:1,4,2,8", "k is BF16 and q is F32; q, k, v and do share one element type" },
+        { "do:F64:1,4,2,8", "do is F64 and q is F32" },
+        { "do:F32:1,4,2,9", "do has shape [1, 4, 2, 9]; the output's is [1, 4, 2, 8]" },
+        { "q:F32:1,4,3,8", "2 key/value heads cannot serve 3 query heads" },
+        { "q:F32:1,4,2,257 k:F32:1,4,2,257", "D = 257" },
+        { "v:F32:1,4,2,300", "E = 300" },
+        { "q:F32:1,0,2,8 k:F32:1,0,2,8 v:F32:1,0,2,8", "at least 1 token" },
+        { "log_decay:F32:3", "log_decay has shape [3]; here it is [2]" },
+        { "log_decay:F32:1,4,2", "one per token, is not available yet" },
+        { "log_decay:F32:1,4,2,8", "one per token and channel, is not available yet" },
+        { "log_decay:I32:2", "log_decay is I32" },
+        { "initial_state:F32:1,2,8,9", "initial_state has shape [1, 2, 8, 9]; here it is [B, H, D, E] = [1, 2, 8, 8]" },
+        { "do:F32:1,4,2,8 d_final_state:F32:2,8,8", "d_final_state has shape [2, 8, 8]" },
+        { "d_final_state:F32:1,2,8,8", "d_final_state is there but do is not" },
+        { "cu_seqlens:I64:3", "cu_seqlens (packed documents) is not available yet" },
+    };
+
+    [Theory]
+    [MemberData(nameof(Mistakes))]
+    public void A_mistake_in_the_file_is_named(string change, string expected)
+    {
+        Write("q:F32:1,4,2,8 k:F32:1,4,2,8 v:F32:1,4,2,8 " + change);
+        AssertRefused(expected);
+    }
+
+    [Theory]
+    [InlineData(float.NaN, "log_decay of head 1 is NaN")]
+    [InlineData(float.NegativeInfinity, "log_decay of head 1 is -Infinity; it must be finite")]
+    public void A_decay_that_is_not_finite_is_refused(float value, string expected)
+    {
+        Write("q:F32:1,4,2,8 k:F32:1,4,2,8 v:F32:1,4,2,8", ("log_decay", Tensor.FromSpan([-0.5f, value], [2], _device)));
+        AssertRefused(expected);
+    }
+
+    [Fact]
+    public void Options_that_do_not_fit_the_file_are_refused()
+    {
+        Write("q:F32:1,4,2,8 k:F32:1,4,2,8 v:F32:1,4,2,8 log_decay:F32:2");
+        AssertRefused("--no-causal with log_decay has no meaning", "--no-causal");
+        AssertRefused("--dtype bf16 does not fit q, which is F32", "--dtype", "bf16");
+        Write("q:F32:1,4,2,8 k:F32:1,4,2,8 v:F32:1,4,2,8");
+        AssertRefused("--no-causal is not available yet", "--no-causal");
+        AssertRefused("cannot be written", "--output", PathOf("no/folder/out"));
+        Write("q:F64:1,4,2,8 k:F64:1,4,2,8 v:F64:1,4,2,8");
+        AssertRefused("q is F64, which runs on the cpu only", "--device", "cuda");
+    }
+
+    [Fact]
+    public void A_file_that_is_no_safetensors_file_is_refused()
+    {
+        AssertRefused("no such file");
+        File.WriteAllText(PathOf("in"), "this is not a safetensors file");
+        AssertRefused("this is not a safetensors file");
+    }
+
+    private void AssertRefused(string expected, params string[] more)
+    {
+        string[] output = more.Contains("--output") ? [] : ["--output", PathOf("out")];
+        string[] device = more.Contains("--device") ? [] : ["--device", "cpu"];
+        LaspRun run = Lasp.Run(["attend", "--input", PathOf("in"), .. output, .. device, .. more]);
+        Assert.Equal((1, ""), (run.ExitCode, run.Output));
+        Assert.Contains(expected, Assert.Single(run.ErrorLines), StringComparison.Ordinal);
+        Assert.False(File.Exists(PathOf("out")));
+    }
+
+    private void Write(string description, params (string Name, Tensor Tensor)[] more)
+    {
+        var tensors = more.ToDictionary(t => t.Name, t => t.Tensor, StringComparer.Ordinal);
+        foreach (string[] parts in description.Split(' ', StringSplitOptions.RemoveEmptyEntries).Select(d => d.Split(':')))
+        {
+            tensors.Remove(parts[0]);
+            if (parts[1] == "-") continue;
+            var shape = new Shape([.. parts[2].Split(',').Select(long.Parse)]);
+            tensors[parts[0]] = Zeros(Enum.Parse<DType>(parts[1]), shape);
+        }
+        SafetensorsWriter.Write(PathOf("in"), tensors.Select(t => (t.Key, t.Value)));
+        foreach (Tensor tensor in tensors.Values) tensor.Dispose();
+    }
+
+    private Tensor Zeros(DType dtype, Shape shape) => dtype switch
+    {
+        DType.F64 => Tensor.FromSpan(new double[shape.Count], shape, _device),
+        DType.F32 => Tensor.FromSpan(new float[shape.Count], shape, _device),
+        DType.BF16 => Tensor.FromSpan(new BF16[shape.Count], shape, _device),
+        DType.I64 => Tensor.FromSpan(new long[shape.Count], shape, _device),
+        _ => Tensor.FromSpan(new int[shape.Count], shape, _device),
+    };
+}
