@@ -11,6 +11,9 @@ internal abstract class RankHost
     /// <summary>Called by every rank on its own thread.</summary>
     public abstract ICommunicator Join(int rank, Device device);
 
+    /// <summary>The rank's body has ended, well or not; called on its thread.</summary>
+    public virtual void Leave(ICommunicator communicator) => communicator.Dispose();
+
     /// <summary>Wakes whatever waits for the failed rank.</summary>
     public abstract void Abort(int rank, Exception reason);
 }

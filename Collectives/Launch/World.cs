@@ -9,34 +9,55 @@ namespace LaspNative.Collectives;
 public sealed record WorldOptions(DeviceKind Device, int? Ranks = null, bool VirtualRanks = false);
 
 /// <summary>
-/// Runs the ranks of a program as threads of this process: on the CPU, on one GPU each, or sharing a GPU.
+/// Runs the ranks of a program: as threads of this process on the CPU, on one GPU each, or sharing a GPU; or, under a launcher, the one rank that this process is.
 /// </summary>
 public static class World
 {
     /// <summary>
-    /// Calls <paramref name="body"/> once per rank and returns when all have ended. When a rank fails, the others are ended and the first error is thrown as it was.
+    /// Calls <paramref name="body"/> once per rank of this process and returns when all have ended. When a rank fails, the others are ended and the first error is thrown as it was.
     /// </summary>
     public static void Run(WorldOptions options, Action<RankContext> body, CancellationToken cancellation = default)
     {
         ArgumentNullException.ThrowIfNull(options);
         ArgumentNullException.ThrowIfNull(body);
-        int ranks = options.Ranks ?? 1;
-        if (ranks < 1) throw new LaspException($"a world needs at least 1 rank, got {ranks}");
-        new RankThreads(Host(options, ranks), ranks, body, cancellation).Run();
+        if (options.Ranks < 1) throw new LaspException($"a world needs at least 1 rank, got {options.Ranks}");
+        LaunchedRank? launched = LaunchedRank.FromEnvironment();
+        int size = launched?.WorldSize ?? options.Ranks ?? 1;
+        if (launched is not null) CheckLaunched(options, launched);
+        RankHost host = Host(options, launched, size);
+        using (host as IDisposable)
+            new RankThreads(host, size, body, cancellation).Run(launched?.Rank);
     }
 
-    private static RankHost Host(WorldOptions options, int ranks) => new LocalRanks(options.Device, ranks);
+    private static void CheckLaunched(WorldOptions options, LaunchedRank launched)
+    {
+        if (options.Ranks is { } ranks && ranks != launched.WorldSize)
+            throw new LaspException($"{ranks} ranks were asked for but the launcher started {launched.WorldSize} processes (WORLD_SIZE); leave --ranks out, or make them equal");
+        if (launched.WorldSize == 1) return;
+        if (options.Device == DeviceKind.Cpu)
+            throw new LaspException($"{launched.WorldSize} processes need one GPU each; on the CPU run ranks as threads of one process: --ranks {launched.WorldSize} without a launcher");
+        if (options.VirtualRanks)
+            throw new LaspException($"virtual ranks are threads of one process, but a launcher started {launched.WorldSize}; leave out --virtual-ranks or the launcher");
+    }
+
+    private static RankHost Host(WorldOptions options, LaunchedRank? launched, int size)
+    {
+        if (size == 1 || options.Device == DeviceKind.Cpu || options.VirtualRanks) return new LocalRanks(options.Device, size);
+        return launched is null ? new NcclThreads(size) : new NcclProcess(launched);
+    }
 }
 
-/// <summary>One thread per rank; a single rank runs on the caller's.</summary>
+/// <summary>The ranks of this process, one thread each; a single one runs on the caller's.</summary>
 internal sealed class RankThreads(RankHost host, int size, Action<RankContext> body, CancellationToken cancellation)
 {
     private readonly Device?[] _devices = new Device?[size];
     private ExceptionDispatchInfo? _firstError;
 
-    public void Run()
+    /// <summary>Runs one rank on the calling thread, or all ranks on threads of their own.</summary>
+    public void Run(int? only)
     {
-        if (size == 1) RunRank(0);
+        if (only is { } rank) RunRank(rank);
+        else if (size == 1) RunRank(0);
         else RunAll();
         // Ranks read one another's memory until the last of them has ended, so devices go afterwards.
         foreach (Device? device in _devices) device?.Dispose();
@@ -74,7 +95,7 @@ internal sealed class RankThreads(RankHost host, int size, Action<RankContext> b
         }
         finally
         {
-            world?.Dispose();
+            if (world is not null) host.Leave(world);
         }
     }
 }

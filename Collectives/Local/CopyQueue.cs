@@ -1,4 +1,5 @@
 using LaspNative.Runtime;
+using LaspNative.Runtime.Cuda;
 
 namespace LaspNative.Collectives;
 
@@ -6,13 +7,9 @@ namespace LaspNative.Collectives;
 /// Where one rank's copies run, beside its compute work, and how ranks order their queues against one another.
 /// On the CPU everything has happened when a call returns, so there is nothing to order and fences are null.
 /// </summary>
-internal abstract class CopyQueue
+internal abstract class CopyQueue : IDisposable
 {
-    public static CopyQueue Of(Device device) => device.Kind switch
-    {
-        DeviceKind.Cpu => new CpuCopyQueue(device),
-        _ => throw new LaspException($"ranks that share {device.Name} are not supported by this build; use --device cpu"),
-    };
+    public static CopyQueue Of(Device device) => device is CudaDevice gpu ? new CudaCopyQueue(gpu) : new CpuCopyQueue(device);
 
     /// <summary>Copies queued from now on start after the compute work queued so far.</summary>
     public abstract void FollowCompute();
@@ -28,6 +25,8 @@ internal abstract class CopyQueue
     /// <summary>Copies queued from now on start after another rank's fence.</summary>
     public abstract void Follow(CopyFence? fence);
 
+    public abstract void Dispose();
+
     private sealed class CpuCopyQueue(Device device) : CopyQueue
     {
         public override void FollowCompute() { }
@@ -39,6 +38,8 @@ internal abstract class CopyQueue
         public override CopyFence? Mark() => null;
 
         public override void Follow(CopyFence? fence) { }
+
+        public override void Dispose() { }
     }
 }
 

@@ -68,8 +68,15 @@ internal sealed class LocalCommunicator : Communicator
     {
         if (_disposed) return;
         _disposed = true;
-        _group.Leave(Rank);
         FreeReturned();
+        _group.Leave(Rank);
+    }
+
+    /// <summary>The last rank has left.</summary>
+    internal void Close()
+    {
+        FreeReturned();
+        _copies.Dispose();
     }
 
     /// <summary>All ranks have read an exchange. Its block is freed by this rank, whose device it came from; by the caller when this rank has left or the CPU's allocator does not mind.</summary>

@@ -27,7 +27,10 @@ public sealed class LocalGroup
 
     public int Size { get; }
 
-    /// <summary>The group as one rank sees it; once per rank. Every rank needs a device of its own (several may share a GPU), all of one kind.</summary>
+    /// <summary>
+    /// The group as one rank sees it; once per rank. Every rank needs a device of its own (several may share a GPU), all of one kind.
+    /// Ranks read each other's memory: dispose the devices after the last communicator.
+    /// </summary>
     public ICommunicator Communicator(int rank, Device device)
     {
         var communicator = new LocalCommunicator(this, rank, device);
@@ -110,7 +113,13 @@ public sealed class LocalGroup
             foreach (LocalExchange? exchange in _waitingFor)
                 if (exchange is not null) FailIfAbandoned(exchange);
             FailIfDeadlocked();
+            if (Array.TrueForAll(_left, left => left)) Close();
         }
+    }
+
+    private void Close()
+    {
+        foreach (LocalCommunicator? rank in _ranks) rank?.Close();
     }
 
     /// <summary>Everyone has read: the blocks go back to their owners.</summary>

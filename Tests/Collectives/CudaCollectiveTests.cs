@@ -1,0 +1,79 @@
+using LaspNative.Collectives;
+using LaspNative.Runtime;
+using LaspNative.Runtime.Cuda;
+using Xunit;
+
+namespace LaspNative.Tests.Collectives;
+
+/// <summary>Virtual ranks: threads that share one GPU.</summary>
+public sealed class VirtualRankTests : CollectiveContract
+{
+    protected override WorldOptions World(int ranks, DType dtype)
+    {
+        Gpu.Require();
+        if (dtype == DType.F64) Assert.Skip("skipped: F64 tensors live on the CPU only");
+        return new WorldOptions(DeviceKind.Cuda, ranks, VirtualRanks: true);
+    }
+
+    [Fact]
+    public void Different_operations_fail_on_every_rank()
+    {
+        var errors = new Exception?[3];
+        Run(3, DType.F32, r => errors[r.Rank] = Record.Exception(() =>
+        {
+            using Tensor tensor = Filled(r, DType.F32, 4, i => i);
+            using Tensor all = Poisoned(r, DType.F32, 12);
+            (r.Rank == 2 ? r.World.AllGather(tensor, all) : r.World.AllReduce(tensor)).Wait();
+        }));
+        Assert.All(errors, e => Assert.Contains("called AllGather of 4 F32 elements", Assert.IsType<LaspException>(e).Message, StringComparison.Ordinal));
+    }
+
+    /// <summary>A message does not wait for compute work that was queued after it, and compute work queued after its Wait sees it.</summary>
+    [Fact]
+    public void Messages_and_compute_work_are_ordered_both_ways() => Run(4, DType.F32, r =>
+    {
+        const int Count = 1 << 18;
+        using Tensor source = Filled(r, DType.F32, Count, i => 0);
+        using Tensor destination = Poisoned(r, DType.F32, 4 * Count);
+        for (int round = 1; round <= 20; round++)
+        {
+            r.Device.Backend.Fill(round * 10 + r.Rank, source);
+            r.World.AllGather(source, destination).Wait();
+            r.Device.Backend.Fill(-1, source);
+            double[] values = destination.ToDoubles();
+            for (int rank = 0; rank < 4; rank++) Assert.All(values[(rank * Count)..(rank * Count + 64)], v => Assert.Equal(round * 10 + rank, v));
+        }
+    });
+}
+
+/// <summary>One GPU per rank, through NCCL, ranks as threads.</summary>
+public sealed class NcclTests : CollectiveContract
+{
+    protected override WorldOptions World(int ranks, DType dtype)
+    {
+        Gpu.Require(ranks);
+        if (dtype == DType.F64) Assert.Skip("skipped: F64 tensors live on the CPU only");
+        return new WorldOptions(DeviceKind.Cuda, ranks);
+    }
+
+    [Fact]
+    public void More_ranks_than_gpus_are_refused_with_the_way_out()
+    {
+        Gpu.Require();
+        LaspException error = Assert.Throws<LaspException>(() => LaspNative.Collectives.World.Run(new WorldOptions(DeviceKind.Cuda, 1000), _ => { }));
+        Assert.Contains("GPUs for 1000 ranks; use --virtual-ranks to share one", error.Message, StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public void A_group_of_one_joins_and_leaves()
+    {
+        using CudaDevice device = Gpu.Open();
+        using (var communicator = new NcclCommunicator(device, 0, 1, NcclCommunicator.NewUniqueId()))
+        {
+            communicator.Barrier();
+            communicator.Abort(new LaspException("enough"));
+            Assert.Contains("enough", Assert.Throws<LaspException>(communicator.Barrier).Message, StringComparison.Ordinal);
+        }
+        Assert.Equal(0, device.Memory.Current);
+    }
+}
