@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# What a GPU host must show, in one run: verify-gpu.sh BUNDLE_FOLDER OUTPUT_FOLDER PART...
+# Parts: doctor tests train virtual sanitizer memory speed (one GPU), two (two GPUs: threads, processes, NCCL tests). The bundle is made by Perf/bundle.sh.
+# Run from the repository root (its text is the corpus). Prints one PASS or FAIL line per check; exits 1 when one failed.
+set -uo pipefail
+bundle=$1; out=$2; shift 2
+work=$(mktemp -d)
+failed=0
+check() { # name, command...
+    local name=$1; shift
+    local start=$SECONDS
+    if "$@" > "$work/log" 2>&1; then echo "PASS $name ($((SECONDS - start)) s)"; else
+        failed=1; echo "FAIL $name ($((SECONDS - start)) s)"; tail -n 25 "$work/log"; fi
+    cat "$work/log" >> "$out/verify.log"
+}
+losses() { sed -n 's/.*"loss":\([-0-9.eE+]*\).*/\1/p' "$work/$1/metrics.jsonl" | head -n "${2:-20}"; }
+same_losses() { # run, reference, tolerance
+    paste <(losses "$1") <(losses "$2") | awk -v t="$3" -v name="$1 against $2" '
+        NF == 2 { n++; d = $1 - $2; if (d < 0) d = -d; if (d > worst) worst = d }
+        END { printf "%s %s: largest difference of %d losses %.3g (allowed %g)\n", (n == 20 && worst <= t) ? "PASS" : "FAIL", name, n, worst, t; exit !(n == 20 && worst <= t) }' || failed=1
+}
+train() { # name, options...
+    local name=$1; shift
+    check "train $name" "$bundle/lasp" train --data . --preset tiny --steps 60 --stop-after 20 --out "$work/$name" "$@"
+}
+sanitize() { # tool
+    check "compute-sanitizer $1" compute-sanitizer --tool "$1" --error-exitcode 9 --target-processes all "$bundle/LaspNative.Tests" --filter-trait Category=Sanitizer
+    grep -E "ERROR SUMMARY|total:|succeeded:|RACECHECK SUMMARY" "$work/log"
+}
+
+for part in "$@"; do
+    case $part in
+        doctor) check doctor "$bundle/lasp" doctor --json "$out/doctor.json"; cat "$work/log" ;;
+        tests) check "GPU tests" "$bundle/LaspNative.Tests" --filter-trait Category=Gpu; grep -E "total:|succeeded:|failed:|skipped:" "$work/log" ;;
+        train)
+            train cpu-fp32 --device cpu
+            train cuda-fp32 --device cuda --dtype fp32
+            train cuda-bf16 --device cuda --dtype bf16
+            same_losses cuda-fp32 cpu-fp32 1e-3
+            same_losses cuda-bf16 cpu-fp32 1e-2 ;;
+        virtual)
+            train virtual-fp32 --device cuda --dtype fp32 --virtual-ranks --ranks 4
+            train virtual-bf16 --device cuda --dtype bf16 --virtual-ranks --ranks 4
+            same_losses virtual-fp32 cuda-fp32 1e-4
+            same_losses virtual-bf16 cuda-bf16 5e-3 ;;
+        sanitizer) sanitize memcheck ;;
+        racecheck) sanitize racecheck ;;
+        memory) check "200 steps" "$bundle/lasp" train --data . --preset tiny --steps 200 --device cuda --out "$work/steps200"
+            cp "$work/steps200/metrics.jsonl" "$out/steps200.jsonl" ;;
+        speed) check "kernels against the floor" "$bundle/LaspNative.Perf" gpu --out "$out/gpu-record.json"; cat "$work/log"
+            check "host costs" "$bundle/LaspNative.Perf" host --filter '*'; grep -E "^\|" "$work/log" ;;
+        two)
+            train one-fp32 --device cuda --dtype fp32
+            train one-bf16 --device cuda --dtype bf16
+            for dtype in fp32 bf16; do
+                train threads-$dtype --device cuda --dtype $dtype --ranks 2
+                check "train processes-$dtype" "$bundle/lasp" launch --nproc 2 -- train --data . --preset tiny --steps 60 --stop-after 20 --device cuda --dtype $dtype --out "$work/processes-$dtype"
+                tolerance=$([ $dtype = fp32 ] && echo 1e-4 || echo 5e-3)
+                same_losses threads-$dtype one-$dtype "$tolerance"
+                same_losses processes-$dtype one-$dtype "$tolerance"
+            done
+            check "NCCL tests" "$bundle/LaspNative.Tests" --filter-trait Category=TwoGpus; grep -E "total:|succeeded:|failed:|skipped:" "$work/log" ;;
+        *) echo "unknown part '$part'"; failed=1 ;;
+    esac
+done
+rm -rf "$work"
+exit $failed
