@@ -9,13 +9,17 @@ public sealed record KernelResources(string Name, int Registers, int SpillStoreB
 /// <summary>One .cu file compiled for one architecture.</summary>
 public sealed partial class CompiledKernels
 {
-    internal CompiledKernels(byte[] image, string log, bool fromCache)
+    internal CompiledKernels(string file, byte[] image, string log, bool fromCache)
     {
+        File = file;
         Image = image;
         Log = log;
         FromCache = fromCache;
         Kernels = ParseResources(log);
     }
+
+    /// <summary>The .cu file's name.</summary>
+    public string File { get; }
 
     /// <summary>A cubin; PTX text, ended by a zero, when the architecture was a virtual one (compute_80).</summary>
     public byte[] Image { get; }

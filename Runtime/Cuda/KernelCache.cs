@@ -40,16 +40,16 @@ internal sealed class KernelCache(string folder)
 
     public string FileOf(string key) => Path.Combine(Folder, key + ".kernel");
 
-    public CompiledKernels? Read(string key)
+    public CompiledKernels? Read(string key, string file)
     {
         try
         {
-            byte[] file = File.ReadAllBytes(FileOf(key));
-            if (file.Length < s_header + sizeof(int) || !file.AsSpan(0, s_magic.Length).SequenceEqual(s_magic)) return null;
-            ReadOnlySpan<byte> payload = file.AsSpan(s_header);
-            if (!SHA256.HashData(payload).AsSpan().SequenceEqual(file.AsSpan(s_magic.Length, SHA256.HashSizeInBytes))) return null;
+            byte[] entry = File.ReadAllBytes(FileOf(key));
+            if (entry.Length < s_header + sizeof(int) || !entry.AsSpan(0, s_magic.Length).SequenceEqual(s_magic)) return null;
+            ReadOnlySpan<byte> payload = entry.AsSpan(s_header);
+            if (!SHA256.HashData(payload).AsSpan().SequenceEqual(entry.AsSpan(s_magic.Length, SHA256.HashSizeInBytes))) return null;
             int log = BinaryPrimitives.ReadInt32LittleEndian(payload);
-            return new CompiledKernels(payload[(sizeof(int) + log)..].ToArray(), Encoding.UTF8.GetString(payload.Slice(sizeof(int), log)), fromCache: true);
+            return new CompiledKernels(file, payload[(sizeof(int) + log)..].ToArray(), Encoding.UTF8.GetString(payload.Slice(sizeof(int), log)), fromCache: true);
         }
         catch (Exception e) when (e is IOException or UnauthorizedAccessException)
         {
@@ -60,19 +60,19 @@ internal sealed class KernelCache(string folder)
     public void Write(string key, CompiledKernels compiled)
     {
         byte[] log = Encoding.UTF8.GetBytes(compiled.Log);
-        var file = new byte[s_header + sizeof(int) + log.Length + compiled.Image.Length];
-        Span<byte> payload = file.AsSpan(s_header);
+        var entry = new byte[s_header + sizeof(int) + log.Length + compiled.Image.Length];
+        Span<byte> payload = entry.AsSpan(s_header);
         BinaryPrimitives.WriteInt32LittleEndian(payload, log.Length);
         log.CopyTo(payload[sizeof(int)..]);
         compiled.Image.CopyTo(payload[(sizeof(int) + log.Length)..]);
-        s_magic.CopyTo(file, 0);
-        SHA256.HashData(payload).CopyTo(file, s_magic.Length);
+        s_magic.CopyTo(entry, 0);
+        SHA256.HashData(payload).CopyTo(entry, s_magic.Length);
 
         string temporary = Path.Combine(Folder, $".{key}.{Environment.ProcessId}.{Guid.NewGuid():N}");
         try
         {
             Directory.CreateDirectory(Folder);
-            File.WriteAllBytes(temporary, file);
+            File.WriteAllBytes(temporary, entry);
             File.Move(temporary, FileOf(key), overwrite: true);
         }
         catch (Exception e) when (e is IOException or UnauthorizedAccessException)

@@ -56,10 +56,10 @@ public static class KernelCompiler
     {
         string[] options = OptionsFor(defines, architecture);
         string key = KeyOf(unit, options);
-        if (cache?.Read(key) is { } known) return known;
+        if (cache?.Read(key, unit.Name) is { } known) return known;
         using var program = new NvrtcProgram(unit);
         (byte[] image, string log) = program.Compile(options, virtualArchitecture: architecture.StartsWith("compute_", StringComparison.Ordinal));
-        var compiled = new CompiledKernels(image, log, fromCache: false);
+        var compiled = new CompiledKernels(unit.Name, image, log, fromCache: false);
         cache?.Write(key, compiled);
         return compiled;
     }

@@ -10,7 +10,7 @@ public sealed class KernelLibrary : IDisposable
 {
     private readonly Lock _lock = new();
     private readonly ConcurrentDictionary<(string File, string Kernel, DType Element), CudaKernel> _kernels = new();
-    private readonly Dictionary<(string File, DType Element), (nint Module, CompiledKernels Compiled)> _modules = [];
+    private readonly Dictionary<CompiledKernels, nint> _modules = [];
     private long _launches;
     private int _disposed;
 
@@ -39,29 +39,32 @@ public sealed class KernelLibrary : IDisposable
     {
         lock (_lock)
         {
-            ObjectDisposedException.ThrowIf(_disposed != 0, this);
             if (_kernels.TryGetValue((file, kernel, element), out CudaKernel? found)) return found;
-            Context.MakeCurrent();
-            (nint module, CompiledKernels compiled) = Module(file, element);
-            if (CudaDriver.cuModuleGetFunction(out nint function, module, kernel) != CUresult.CUDA_SUCCESS)
-                throw new InvalidOperationException($"{file}.cu has no kernel named {kernel}; it has {string.Join(", ", compiled.Kernels.Select(k => k.Name))}");
-            KernelResources resources = compiled.Kernels.FirstOrDefault(k => k.Name == kernel) ?? new KernelResources(kernel, 0, 0, 0, 0, 0);
-            var loaded = new CudaKernel(this, function, file + ".cu", resources);
-            _kernels[(file, kernel, element)] = loaded;
-            return loaded;
+            CompiledKernels compiled = KernelCompiler.Compile(file + ".cu", KernelCompiler.DefinesFor(element), Architecture);
+            return _kernels[(file, kernel, element)] = Load(compiled, kernel);
         }
     }
 
-    private unsafe (nint Module, CompiledKernels Compiled) Module(string file, DType element)
+    /// <summary>A kernel of a file that was compiled by hand.</summary>
+    internal CudaKernel Load(CompiledKernels compiled, string kernel)
     {
-        if (_modules.TryGetValue((file, element), out (nint, CompiledKernels) known)) return known;
-        CompiledKernels compiled = KernelCompiler.Compile(file + ".cu", KernelCompiler.DefinesFor(element), Architecture);
-        fixed (byte* image = compiled.Image)
+        lock (_lock)
         {
-            CudaDriver.cuModuleLoadData(out nint module, image).Check();
-            _modules[(file, element)] = (module, compiled);
-            return (module, compiled);
+            ObjectDisposedException.ThrowIf(_disposed != 0, this);
+            Context.MakeCurrent();
+            if (CudaDriver.cuModuleGetFunction(out nint function, Module(compiled), kernel) != CUresult.CUDA_SUCCESS)
+                throw new InvalidOperationException($"{compiled.File} has no kernel named {kernel}; it has {string.Join(", ", compiled.Kernels.Select(k => k.Name))}");
+            KernelResources resources = compiled.Kernels.FirstOrDefault(k => k.Name == kernel) ?? new KernelResources(kernel, 0, 0, 0, 0, 0);
+            return new CudaKernel(this, function, compiled.File, resources);
         }
+    }
+
+    private unsafe nint Module(CompiledKernels compiled)
+    {
+        if (_modules.TryGetValue(compiled, out nint known)) return known;
+        fixed (byte* image = compiled.Image) CudaDriver.cuModuleLoadData(out known, image).Check();
+        _modules.Add(compiled, known);
+        return known;
     }
 
     internal void CountLaunch() => _launches++;
@@ -72,7 +75,7 @@ public sealed class KernelLibrary : IDisposable
         {
             if (_disposed != 0) return;
             _disposed = 1;
-            foreach ((nint module, CompiledKernels _) in _modules.Values) CudaDriver.cuModuleUnload(module);
+            foreach (nint module in _modules.Values) CudaDriver.cuModuleUnload(module);
             _modules.Clear();
             _kernels.Clear();
         }

@@ -35,6 +35,8 @@ public readonly struct KernelArg
 
     public static implicit operator KernelArg(int value) => new((long)value);
 
+    public static implicit operator KernelArg(uint value) => new((long)value);
+
     public static implicit operator KernelArg(long value) => new(value);
 
     public static implicit operator KernelArg(ulong value) => new((long)value);

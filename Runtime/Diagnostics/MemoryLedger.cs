@@ -27,11 +27,15 @@ public sealed class MemoryLedger
     private readonly Lock _lock = new();
     private readonly long[] _current = new long[s_categories];
     private readonly long[] _peak = new long[s_categories];
-    private readonly Dictionary<long, (long Bytes, MemoryCategory Category, StackTrace Site)>? _sites = LaspOptions.Current.TraceAllocations ? [] : null;
+    private readonly Dictionary<long, (long Bytes, MemoryCategory Category, StackTrace Site)>? _sites;
     private long _total;
     private long _totalPeak;
     private long _nextId;
     private long _live;
+
+    public MemoryLedger() : this(LaspOptions.Current.TraceAllocations) { }
+
+    internal MemoryLedger(bool traceSites) => _sites = traceSites ? [] : null;
 
     /// <summary>Bytes in use now.</summary>
     public long Current { get { lock (_lock) return _total; } }
