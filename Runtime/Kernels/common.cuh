@@ -1,0 +1,158 @@
+// What all kernels share: the element type, packs of elements moved in 16-byte accesses, and reductions in a fixed order.
+// Compiled with LASP_ELEMENT_F32=1 or LASP_ELEMENT_BF16=1, without any toolkit header. bf16 is a storage format: arithmetic is fp32.
+// Whole tensors are addressed with 64-bit indices. No kernel uses floating-point atomics, so every run gives the same bits.
+#ifndef LASP_COMMON
+#define LASP_COMMON
+
+typedef long long int64;
+typedef unsigned short bf16;  // the upper 16 bits of an fp32 number
+
+#if LASP_ELEMENT_BF16
+typedef bf16 element;
+#else
+typedef float element;
+#endif
+
+#define KERNEL extern "C" __global__ void
+
+constexpr int WARP = 32;
+constexpr int PACK = 8;  // elements of one pack: 16 bytes of bf16, 32 bytes of fp32
+
+#define INFINITE __int_as_float(0x7F800000)
+
+// ---- Conversion ----
+
+__device__ __forceinline__ float to_float(float x) { return x; }
+
+__device__ __forceinline__ float to_float(bf16 x) { return __uint_as_float((unsigned)x << 16); }
+
+__device__ __forceinline__ void from_float(float x, float& y) { y = x; }
+
+__device__ __forceinline__ void from_float(float x, bf16& y)  // rounds to nearest even
+{
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y) : "f"(x));
+}
+
+// ---- Packs: N consecutive elements as fp32. N = PACK needs 16-byte alignment, N = 1 needs none ----
+
+template <int N> struct Lanes { static constexpr int count = N; };
+
+template <int N> struct Pack { float at[N]; };
+
+template <typename T> __device__ __forceinline__ Pack<1> load(const T* x, Lanes<1>) { return { { to_float(*x) } }; }
+
+template <typename T> __device__ __forceinline__ void store(const Pack<1>& x, T* y) { from_float(x.at[0], *y); }
+
+__device__ __forceinline__ Pack<PACK> load(const float* x, Lanes<PACK>)
+{
+    const float4 a = ((const float4*)x)[0], b = ((const float4*)x)[1];
+    return { { a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w } };
+}
+
+__device__ __forceinline__ Pack<PACK> load(const bf16* x, Lanes<PACK>)
+{
+    const uint4 bits = *(const uint4*)x;
+    const unsigned pair[4] = { bits.x, bits.y, bits.z, bits.w };
+    Pack<PACK> p;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        p.at[2 * i] = __uint_as_float(pair[i] << 16);
+        p.at[2 * i + 1] = __uint_as_float(pair[i] & 0xFFFF0000u);
+    }
+    return p;
+}
+
+__device__ __forceinline__ void store(const Pack<PACK>& x, float* y)
+{
+    ((float4*)y)[0] = make_float4(x.at[0], x.at[1], x.at[2], x.at[3]);
+    ((float4*)y)[1] = make_float4(x.at[4], x.at[5], x.at[6], x.at[7]);
+}
+
+__device__ __forceinline__ void store(const Pack<PACK>& x, bf16* y)
+{
+    unsigned pair[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        bf16 low, high;
+        from_float(x.at[2 * i], low);
+        from_float(x.at[2 * i + 1], high);
+        pair[i] = low | ((unsigned)high << 16);
+    }
+    *(uint4*)y = make_uint4(pair[0], pair[1], pair[2], pair[3]);
+}
+
+// Whether rows of `row` elements behind these pointers can be read in packs (a null pointer has no rows, so it never objects).
+template <typename... T> __device__ __forceinline__ bool packs_fit(int64 row, const T*... x)
+{
+    return (((((unsigned long long)x | (unsigned long long)(row * (int64)sizeof(T))) & 15) == 0) && ...);
+}
+
+// ---- Loops ----
+
+__device__ __forceinline__ int64 global_thread() { return blockIdx.x * (int64)blockDim.x + threadIdx.x; }
+
+// One thread per PACK elements of a flat tensor: body(index, lanes), in packs where they fit, else one by one.
+template <typename Body> __device__ __forceinline__ void for_each_element(int64 count, bool packs, Body body)
+{
+    const int64 first = global_thread() * PACK;
+    if (packs && first + PACK <= count) {
+        body(first, Lanes<PACK>());
+    } else {
+        const int64 end = first + PACK < count ? first + PACK : count;
+        for (int64 i = first; i < end; ++i) body(i, Lanes<1>());
+    }
+}
+
+// `threads` threads share the columns of one row: body(column, lanes).
+template <typename Body> __device__ __forceinline__ void for_each_column(int64 columns, int thread, int threads, bool packs, Body body)
+{
+    if (packs) {
+        for (int64 c = (int64)thread * PACK; c < columns; c += (int64)threads * PACK) body(c, Lanes<PACK>());
+    } else {
+        for (int64 c = thread; c < columns; c += threads) body(c, Lanes<1>());
+    }
+}
+
+// ---- Reductions ----
+
+struct Sum {
+    template <typename T> __device__ __forceinline__ T operator()(T a, T b) const { return a + b; }
+};
+
+struct Maximum {
+    __device__ __forceinline__ float operator()(float a, float b) const { return fmaxf(a, b); }
+};
+
+// Every lane gets the result.
+template <typename T, typename Op> __device__ __forceinline__ T warp_reduce(T x, Op op)
+{
+#pragma unroll
+    for (int lanes = WARP / 2; lanes > 0; lanes /= 2) x = op(x, __shfl_xor_sync(0xFFFFFFFFu, x, lanes));
+    return x;
+}
+
+// Every thread of the block gets the result. `scratch` holds one value per warp and may be used again right after the call.
+template <typename T, typename Op> __device__ __forceinline__ T block_reduce(T x, T identity, T* scratch, Op op)
+{
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+    x = warp_reduce(x, op);
+    if (lane == 0) scratch[warp] = x;
+    __syncthreads();
+    x = warp_reduce(lane < warps ? scratch[lane] : identity, op);
+    __syncthreads();
+    return x;
+}
+
+// ---- Activations ----
+
+__device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+
+__device__ __forceinline__ float silu(float x) { return x * sigmoid(x); }
+
+__device__ __forceinline__ float silu_derivative(float x)
+{
+    const float s = sigmoid(x);
+    return s * (1.0f + x * (1.0f - s));
+}
+
+#endif
