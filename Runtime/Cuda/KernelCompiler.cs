@@ -77,9 +77,13 @@ public static class KernelCompiler
         return KernelCache.Key([unit.Name, unit.Text, .. unit.Headers.SelectMany(h => new[] { h.Name, h.Text }), "options", .. options, $"nvrtc {major}.{minor}"]);
     }
 
-    /// <summary>Nothing here trades accuracy for speed globally: a kernel that wants fast approximations calls them by name.</summary>
+    /// <summary>
+    /// Nothing here trades accuracy for speed globally: a kernel that wants fast approximations calls them by name.
+    /// Device code is the default because the generic lambdas of the kernels cannot carry an annotation.
+    /// </summary>
     internal static string[] OptionsFor(IReadOnlyList<string> defines, string architecture) =>
-        [$"--gpu-architecture={architecture}", "--std=c++17", "--generate-line-info", "--ptxas-options=-v", .. defines.Select(d => $"--define-macro={d}")];
+        [$"--gpu-architecture={architecture}", "--std=c++17", "--device-as-default-execution-space", "--generate-line-info", "--ptxas-options=-v",
+        .. defines.Select(d => $"--define-macro={d}")];
 
     private static SortedDictionary<string, string> ReadEmbeddedSources()
     {

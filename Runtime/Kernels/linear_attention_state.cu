@@ -49,7 +49,7 @@ KERNEL __launch_bounds__(THREADS) linear_attention_state(
 
 // P = initial (null: zero); for each segment in processing order: entering[segment] = P, P = fma(A, P, M) with A = exp(its tokens * decay); final = P.
 // states and entering [segments, B, H, D, E], or [.., E, D] for entering when transpose = 1; initial and final [B, H, D, E];
-// entering and final may be null. Launch: one thread per (b, h, d, e).
+// entering and final may be null, and so may states when there is one segment and no final. Launch: one thread per (b, h, d, e).
 KERNEL linear_attention_enter(
     const float* states, const float* decay, const float* initial, int64 tokens, int64 batches, int heads, int width, int value_width, int64 segments,
     int64 segment_tokens, int reverse, int transpose, float* entering, float* final)
@@ -64,7 +64,7 @@ KERNEL linear_attention_enter(
         const int64 s = reverse ? segments - 1 - place : place;
         const int64 left = tokens - s * segment_tokens;
         const float a = (float)exp((double)(left < segment_tokens ? left : segment_tokens) * g);
-        const float m = states[s * count + i];
+        const float m = states ? states[s * count + i] : 0.0f;
         if (entering) entering[s * count + to] = p;
         p = fmaf(a, p, m);
     }

@@ -1,0 +1,72 @@
+namespace LaspNative.Runtime.Cuda;
+
+/// <summary>The extents of one linear-attention call, read off its tensors, and how the GPU cuts its tokens.</summary>
+/// <param name="Heads">Query heads H; states and decays have as many.</param>
+/// <param name="KeyHeads">Key and value heads Hk, a divisor of H.</param>
+/// <param name="KeyWidth">D.</param>
+/// <param name="ValueWidth">E.</param>
+internal readonly record struct AttentionRun(long Batches, long Tokens, long Heads, long KeyHeads, long KeyWidth, long ValueWidth)
+{
+    /// <summary>Tokens of a sub-chunk, and columns of a slice: TILE of attention_tiles.cuh.</summary>
+    public const long Tile = 64;
+
+    public const long MaxWidth = 256;
+
+    /// <summary>Blocks that keep a large GPU busy; segments are added until there are as many. A constant, so that GPUs of any size give the same bits.</summary>
+    private const long WantedBlocks = 256;
+
+    /// <summary>A shorter segment would cost more in states than it gains.</summary>
+    private const long ShortestSegment = 256;
+
+    /// <summary>Tokens of a segment, a multiple of 64. Segments run side by side, each entered with its own state.</summary>
+    public long SegmentTokens
+    {
+        get
+        {
+            long blocks = Math.Max(1, Batches * Heads * Math.Max(Slices(KeyWidth), Slices(ValueWidth)));
+            long segments = Math.Clamp(WantedBlocks / blocks, 1, Math.Max(1, Tokens / ShortestSegment));
+            return Slices((Tokens + segments - 1) / segments) * Tile;
+        }
+    }
+
+    /// <summary>0 for a run without tokens.</summary>
+    public long Segments => Tokens == 0 ? 0 : (Tokens + SegmentTokens - 1) / SegmentTokens;
+
+    /// <summary>Elements of one state of every head: B*H*D*E.</summary>
+    public long StateElements => Batches * Heads * KeyWidth * ValueWidth;
+
+    /// <summary>64 x 64 tiles of one head's state.</summary>
+    public long Tiles => Slices(KeyWidth) * Slices(ValueWidth);
+
+    public static long Slices(long extent) => (extent + Tile - 1) / Tile;
+
+    /// <summary>Reads q (or a tensor of its shape) [B,N,H,D], k [B,N,Hk,D] and v [B,N,Hk,E].</summary>
+    public static AttentionRun Of(Tensor q, Tensor k, Tensor v)
+    {
+        if (q.Shape.Rank != 4 || k.Shape.Rank != 4 || v.Shape.Rank != 4) throw Mismatch(q, k, v);
+        var run = new AttentionRun(q.Shape[0], q.Shape[1], q.Shape[2], k.Shape[2], q.Shape[3], v.Shape[3]);
+        bool fits = k.Shape == [run.Batches, run.Tokens, run.KeyHeads, run.KeyWidth] && v.Shape == [run.Batches, run.Tokens, run.KeyHeads, run.ValueWidth];
+        if (!fits || run.KeyHeads < 1 || run.Heads % run.KeyHeads != 0) throw Mismatch(q, k, v);
+        return run.Checked();
+    }
+
+    /// <summary>Reads k [B,N,Hk,D] and v [B,N,Hk,E] where nothing has the shape of q; H comes from the state [B,H,D,E].</summary>
+    public static AttentionRun OfState(Tensor k, Tensor v, Tensor state)
+    {
+        if (k.Shape.Rank != 4 || v.Shape.Rank != 4 || state.Shape.Rank != 4) throw Mismatch(k, v, state);
+        var run = new AttentionRun(k.Shape[0], k.Shape[1], state.Shape[1], k.Shape[2], k.Shape[3], v.Shape[3]);
+        bool fits = v.Shape == [run.Batches, run.Tokens, run.KeyHeads, run.ValueWidth] && state.Shape == [run.Batches, run.Heads, run.KeyWidth, run.ValueWidth];
+        if (!fits || run.KeyHeads < 1 || run.Heads % run.KeyHeads != 0) throw Mismatch(k, v, state);
+        return run.Checked();
+    }
+
+    private AttentionRun Checked()
+    {
+        if (KeyWidth is < 1 or > MaxWidth || ValueWidth is < 1 or > MaxWidth)
+            throw new LaspException($"linear attention on a GPU takes heads of 1 to {MaxWidth} channels, got {KeyWidth} for keys and {ValueWidth} for values");
+        return this;
+    }
+
+    private static LaspException Mismatch(Tensor a, Tensor b, Tensor c) =>
+        new($"linear attention takes q [B,N,H,D], k [B,N,Hk,D], v [B,N,Hk,E] and states [B,H,D,E] with H a multiple of Hk; got {a.Shape}, {b.Shape}, {c.Shape}");
+}
