@@ -27,6 +27,7 @@ internal static unsafe class GemmKernel
         else Multiply256(depth, a, b, tile);
     }
 
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)] // never run as unoptimised first-tier code
     private static void Multiply512<A>(int depth, A* a, A* b, A* tile) where A : unmanaged
     {
         Vector512<A> c00 = Vector512<A>.Zero, c01 = Vector512<A>.Zero;
@@ -102,6 +103,7 @@ internal static unsafe class GemmKernel
         right.Store(tile + (((row * 2) + 1) * Vector512<A>.Count));
     }
 
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)] // never run as unoptimised first-tier code
     private static void Multiply256<A>(int depth, A* a, A* b, A* tile) where A : unmanaged
     {
         Vector256<A> c00 = Vector256<A>.Zero, c01 = Vector256<A>.Zero;

@@ -1,4 +1,5 @@
 using System.Numerics;
+using System.Runtime.Intrinsics;
 
 namespace LaspNative.Runtime.Cpu;
 
@@ -73,7 +74,7 @@ internal sealed unsafe partial class CpuBackend
             total += Dot(outputs, gradients, count * (long)e);
 
             A power = tables.Power(count);
-            for (long i = 0; i < (long)d * e; i++) t[i] = power * (t[i] + (A.CreateTruncating(count) * s[i]));
+            AddScaledState(t, s, A.CreateTruncating(count), power, (long)d * e);
             tables.ScaleToEnd(keys, count, d);
             MatrixProduct.Dense(keys, true, values, false, d, e, count, A.One, power, s);
             for (int i = 0; i < count; i++) ChunkDecay<A>.ScaleRow(keys + ((long)i * d), d, A.CreateTruncating(count - 1 - i));
@@ -81,6 +82,16 @@ internal sealed unsafe partial class CpuBackend
         }
         if (dFinalState is null) return total;
         return total + Dot(t, (A*)dFinalState.Pointer + (((batch * extents.Heads) + head) * d * e), (long)d * e);
+    }
+
+    /// <summary>t = power * (t + count * s).</summary>
+    private static void AddScaledState<A>(A* t, A* s, A count, A power, long elements) where A : unmanaged
+    {
+        for (long i = 0; i < elements; i += Vector512<A>.Count)
+        {
+            Vector512<A> sum = VectorMath.Fma(Vector512.Create(count), Element.Load<A, A>(s + i, elements - i), Element.Load<A, A>(t + i, elements - i));
+            Element.Store(sum * power, t + i, elements - i);
+        }
     }
 
     /// <summary>sum over j &lt; s of (s - j) x[s, j] y[s, j].</summary>
@@ -94,8 +105,18 @@ internal sealed unsafe partial class CpuBackend
 
     private static double Dot<A>(A* x, A* y, long count) where A : unmanaged, IBinaryFloatingPointIeee754<A>
     {
-        double sum = 0;
-        for (long i = 0; i < count; i++) sum += double.CreateTruncating(x[i]) * double.CreateTruncating(y[i]);
-        return sum;
+        Vector512<double> low = Vector512<double>.Zero, high = Vector512<double>.Zero;
+        for (long i = 0; i < count; i += Vector512<A>.Count)
+        {
+            Vector512<A> a = Element.Load<A, A>(x + i, count - i), b = Element.Load<A, A>(y + i, count - i);
+            if (typeof(A) == typeof(double))
+            {
+                low = VectorMath.Fma(a.As<A, double>(), b.As<A, double>(), low);
+                continue;
+            }
+            low = VectorMath.Fma(Vector512.WidenLower(a.As<A, float>()), Vector512.WidenLower(b.As<A, float>()), low);
+            high = VectorMath.Fma(Vector512.WidenUpper(a.As<A, float>()), Vector512.WidenUpper(b.As<A, float>()), high);
+        }
+        return Vector512.Sum(low + high);
     }
 }

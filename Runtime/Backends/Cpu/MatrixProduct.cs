@@ -45,11 +45,11 @@ internal static unsafe class MatrixProduct
             do
             {
                 int depth = Math.Min(depthBlock, k - start);
-                Pack(b.From(start, column).Data, b.ColumnStride, b.RowStride, columns, depth, GemmKernel.Columns<A>(), packedB);
+                Packing.Pack(b.From(start, column).Data, b.ColumnStride, b.RowStride, columns, depth, GemmKernel.Columns<A>(), packedB);
                 for (int row = 0; row < m; row += rowBlock)
                 {
                     int rows = Math.Min(rowBlock, m - row);
-                    Pack(a.From(row, start).Data, a.RowStride, a.ColumnStride, rows, depth, GemmKernel.Rows, packedA);
+                    Packing.Pack(a.From(row, start).Data, a.RowStride, a.ColumnStride, rows, depth, GemmKernel.Rows, packedA);
                     Block(packedA, packedB, rows, columns, depth, alpha, start == 0 ? beta : A.One, c + (row * stride) + column, stride);
                 }
                 start += depth;
@@ -90,42 +90,6 @@ internal static unsafe class MatrixProduct
             Vector512<A> value = Element.Load<A, A>(product + i, count - i) * alpha;
             if (beta != A.Zero) value = VectorMath.Fma(Vector512.Create(beta), Element.Load<TC, A>(c + i, count - i), value);
             Element.Store(value, c + i, count - i);
-        }
-    }
-
-    /// <summary>
-    /// Panels of <paramref name="panel"/> lines each, stored [depth][panel] one after the other; lines lie <paramref name="across"/> apart, their elements
-    /// <paramref name="along"/>. The last panel is filled up with zeros.
-    /// </summary>
-    private static void Pack<T, A>(T* source, long across, long along, int lines, int depth, int panel, A* packed)
-        where T : unmanaged where A : unmanaged, IBinaryFloatingPointIeee754<A>
-    {
-        for (int line = 0; line < lines; line += panel, packed += (long)panel * depth)
-        {
-            int width = Math.Min(panel, lines - line);
-            if (width < panel) new Span<A>(packed, panel * depth).Clear();
-            T* first = source + (line * across);
-            if (across == 1) PackRows(first, along, width, depth, panel, packed);
-            else PackColumns(first, across, along, width, depth, panel, packed);
-        }
-    }
-
-    /// <summary>The panel's lines lie side by side: copy a row of them for each depth.</summary>
-    private static void PackRows<T, A>(T* source, long along, int width, int depth, int panel, A* packed) where T : unmanaged where A : unmanaged
-    {
-        for (int p = 0; p < depth; p++, source += along, packed += panel)
-        {
-            for (int i = 0; i < width; i += Vector512<A>.Count) Element.Store(Element.Load<T, A>(source + i, width - i), packed + i, width - i);
-        }
-    }
-
-    private static void PackColumns<T, A>(T* source, long across, long along, int width, int depth, int panel, A* packed)
-        where T : unmanaged where A : unmanaged, IBinaryFloatingPointIeee754<A>
-    {
-        for (int line = 0; line < width; line++, source += across)
-        {
-            A* target = packed + line;
-            for (int p = 0; p < depth; p++) target[p * (long)panel] = Element.Widen<T, A>(source[p * along]);
         }
     }
 }

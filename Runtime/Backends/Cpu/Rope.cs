@@ -23,11 +23,13 @@ internal sealed unsafe partial class CpuBackend
         int half = (int)(x.Shape[3] / 2);
         ForRanges(tokens, Math.Max(1, Grain / Math.Max(1, batches * heads * half)), (start, length) =>
         {
-            using Workspace scratch = Workspace.Rent<A>(2L * half);
+            using Workspace scratch = Workspace.Rent<double>(3L * half);
+            double* frequencies = scratch.Take<double>(half);
             A* cosines = scratch.Take<A>(half), sines = scratch.Take<A>(half);
+            for (int d = 0; d < half; d++) frequencies[d] = Math.Pow(theta, -(double)d / half);
             for (long n = start; n < start + length; n++)
             {
-                FillAngles(firstPosition + n, theta, inverse, half, cosines, sines);
+                FillAngles(firstPosition + n, frequencies, inverse, half, cosines, sines);
                 for (long batch = 0; batch < batches; batch++)
                 {
                     long token = ((batch * tokens) + n) * heads;
@@ -37,12 +39,12 @@ internal sealed unsafe partial class CpuBackend
         });
     }
 
-    private static void FillAngles<A>(long position, double theta, bool inverse, int half, A* cosines, A* sines)
+    private static void FillAngles<A>(long position, double* frequencies, bool inverse, int half, A* cosines, A* sines)
         where A : unmanaged, IBinaryFloatingPointIeee754<A>
     {
         for (int d = 0; d < half; d++)
         {
-            (double sine, double cosine) = Math.SinCos(position * Math.Pow(theta, -(double)d / half));
+            (double sine, double cosine) = Math.SinCos(position * frequencies[d]);
             cosines[d] = A.CreateTruncating(cosine);
             sines[d] = A.CreateTruncating(inverse ? -sine : sine);
         }
