@@ -43,6 +43,7 @@ internal static class LaspProgram
             TrainCommand.Create(terminal),
             AttendCommand.Create(terminal),
             LaunchCommand.Create(terminal),
+            DoctorCommand.Create(terminal),
         };
         HelpOption help = root.Options.OfType<HelpOption>().Single();
         help.Action = new HelpWithExamples((HelpAction)help.Action!);

@@ -22,7 +22,7 @@ internal static class LaunchCommand
             "lasp launch --nproc 8 --nnodes 2 --node-rank 0 --master-addr node0 --master-port 29500 -- train --data corpus") { processes, nodes, nodeRank, address, port, child };
         command.Validators.Add(result =>
         {
-            if (result.GetValue(child) is ["launch", ..]) result.AddError("launch cannot launch itself; put another command behind --");
+            if (result.GetResult(child)?.Tokens is [{ Value: "launch" }, ..]) result.AddError("launch cannot launch itself; put another command behind --");
         });
         command.SetAction(parsed => ProcessLauncher.Run(
             new LaunchOptions(

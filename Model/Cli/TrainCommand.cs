@@ -40,9 +40,9 @@ internal sealed class TrainCommand
         train._common.AddTo(command);
         command.Validators.Add(result =>
         {
-            if (result.GetValue(train._listPresets)) return;
-            if (result.GetValue(train._data) is not { Length: > 0 }) result.AddError("--data is missing; name text files or folders, such as '--data .'");
-            else if (result.GetValue(train._preset) is not null && result.GetValue(train._config) is not null) result.AddError("--preset and --config are both given; each is a whole model, so leave one out");
+            if (result.GetResult(train._listPresets) is not null) return;
+            if (result.GetResult(train._data) is null) result.AddError("--data is missing; name text files or folders, such as '--data .'");
+            else if (result.GetResult(train._preset) is not null && result.GetResult(train._config) is not null) result.AddError("--preset and --config are both given; each is a whole model, so leave one out");
         });
         command.SetAction(train.Run);
         return command;

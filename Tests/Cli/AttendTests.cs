@@ -1,6 +1,7 @@
 using System.Collections.Concurrent;
 using System.Text.Json;
 using LaspNative.Runtime;
+using LaspNative.Tests.Oracles;
 using Xunit;
 
 namespace LaspNative.Tests.Cli;
@@ -60,6 +61,27 @@ public sealed class AttendTests : IDisposable
     {
         var call = new AttendCase(DType.F32, 65, WithDecay: true) { DecayDType = decay };
         AssertAttends(call, ranks: 2, name => decay == DType.BF16 && name == "d_log_decay" ? 4e-3 : 2e-5);
+    }
+
+    /// <summary>BF16 has no fixed tolerance: twice the error of the naive op in bf16, whatever the number of ranks.</summary>
+    [Theory]
+    [InlineData(1)]
+    [InlineData(4)]
+    public void Bf16_errs_at_most_twice_as_much_as_the_naive_op(int ranks)
+    {
+        var call = new AttendCase(DType.BF16, 200, WithDecay: true) { Hk = 2, E = 24 };
+        NaiveBf16Attention.Results naive = new NaiveBf16Attention(call.Oracle).Run(call.OutputGradient, dFinalState: null);
+        Dictionary<string, (double[] Values, Shape Shape, DType DType)> expected = call.Expected();
+        var results = new Dictionary<string, double[]>(StringComparer.Ordinal)
+        {
+            ["o"] = naive.Output,
+            ["final_state"] = naive.State,
+            ["dq"] = naive.Query,
+            ["dk"] = naive.Key,
+            ["dv"] = naive.Value,
+            ["d_log_decay"] = naive.Decay,
+        };
+        AssertAttends(call, ranks, name => Tolerances.Bf16(Errors.Relative(results[name], expected[name].Values)));
     }
 
     [Fact]
