@@ -13,6 +13,7 @@ try
     {
         ["host", .. string[] rest] => Host(rest),
         ["gpu", .. string[] rest] => Gpu(rest),
+        ["kernels", .. string[] rest] => KernelCheck.Run(rest),
         _ => Usage(),
     };
 }

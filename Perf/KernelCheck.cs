@@ -1,0 +1,98 @@
+using System.Globalization;
+using LaspNative.Runtime;
+using LaspNative.Runtime.Cuda;
+
+namespace LaspNative.Perf;
+
+/// <summary>
+/// Compiles every kernel for every architecture and element type with NVRTC, no GPU needed, and compares registers and spills with the committed
+/// budgets (Runtime/Kernels/budgets.txt). A kernel that does not compile, has no budget or exceeds it is an offence; so is a budget of a kernel that is gone.
+/// </summary>
+public static class KernelCheck
+{
+    private static readonly string[] s_architectures = ["sm_80", "sm_90a"];
+    private static readonly DType[] s_elements = [DType.F32, DType.BF16];
+
+    /// <summary>"--check" compares, "--write" replaces the budget file by what is measured now.</summary>
+    public static int Run(string[] arguments)
+    {
+        string budgetFile = Path.Combine(RepositoryRoot(), "Runtime", "Kernels", "budgets.txt");
+        return arguments switch
+        {
+            ["--check"] => Check(budgetFile),
+            ["--write"] => Write(budgetFile),
+            _ => throw new LaspException($"kernels takes --check or --write, got '{string.Join(' ', arguments)}'"),
+        };
+    }
+
+    private static int Check(string budgetFile)
+    {
+        Dictionary<KernelKey, KernelBudget> budgets = KernelBudget.Read(budgetFile);
+        (List<(KernelKey Key, KernelResources Resources)> measured, List<string> offences) = Compile();
+        PrintTable(measured, budgets);
+        foreach ((KernelKey key, KernelResources resources) in measured)
+        {
+            if (!budgets.TryGetValue(key, out KernelBudget budget)) offences.Add($"{key} has no budget; measure it with 'kernels --write' and review the change");
+            else if (!budget.Allows(resources)) offences.Add($"{key} uses {resources.Registers} registers and spills {Spills(resources)} bytes; its budget is {budget.Registers} and {budget.SpillBytes}");
+        }
+        HashSet<KernelKey> known = [.. measured.Select(m => m.Key)];
+        if (offences.Count == 0) offences.AddRange(budgets.Keys.Where(k => !known.Contains(k)).Select(k => $"{k} has a budget but does not exist; run 'kernels --write'"));
+        foreach (string offence in offences) Console.Error.WriteLine($"kernel budget: {offence}");
+        (int major, int minor) = KernelCompiler.Version();
+        Console.Error.WriteLine($"{measured.Count} kernels compiled by NVRTC {major}.{minor}, {offences.Count} offences");
+        return offences.Count == 0 ? 0 : 1;
+    }
+
+    private static int Write(string budgetFile)
+    {
+        (List<(KernelKey Key, KernelResources Resources)> measured, List<string> offences) = Compile();
+        if (offences.Count > 0) throw new LaspException($"no budget is written while a kernel does not compile: {offences[0]}");
+        KernelBudget.Write(budgetFile, measured);
+        Console.Error.WriteLine($"{measured.Count} budgets written to {budgetFile}");
+        return 0;
+    }
+
+    private static (List<(KernelKey Key, KernelResources Resources)> Measured, List<string> Offences) Compile()
+    {
+        var measured = new List<(KernelKey, KernelResources)>();
+        var offences = new List<string>();
+        foreach (string file in KernelCompiler.Files)
+            foreach (DType element in s_elements)
+                foreach (string architecture in s_architectures)
+                {
+                    try
+                    {
+                        CompiledKernels compiled = KernelCompiler.Compile(file, KernelCompiler.DefinesFor(element), architecture);
+                        measured.AddRange(compiled.Kernels.Select(k => (new KernelKey(file, element, architecture, k.Name), k)));
+                    }
+                    catch (KernelCompilationException e)
+                    {
+                        offences.Add(e.Message);
+                        Console.Error.WriteLine(e.Log);
+                    }
+                }
+        measured.Sort((a, b) => a.Item1.CompareTo(b.Item1));
+        return (measured, offences);
+    }
+
+    private static void PrintTable(List<(KernelKey Key, KernelResources Resources)> measured, Dictionary<KernelKey, KernelBudget> budgets)
+    {
+        Console.Error.WriteLine($"{"kernel",-72} {"registers",9} {"budget",6} {"spills",6} {"stack",6} {"shared",6}");
+        foreach ((KernelKey key, KernelResources resources) in measured)
+        {
+            string budget = budgets.TryGetValue(key, out KernelBudget b) ? b.Registers.ToString(CultureInfo.InvariantCulture) : "none";
+            Console.Error.WriteLine($"{key,-72} {resources.Registers,9} {budget,6} {Spills(resources),6} {resources.StackBytes,6} {resources.SharedBytes,6}");
+        }
+    }
+
+    internal static int Spills(KernelResources resources) => resources.SpillStoreBytes + resources.SpillLoadBytes;
+
+    /// <summary>The folder that holds LaspNative.sln, looked for upwards from here and from the program.</summary>
+    private static string RepositoryRoot()
+    {
+        foreach (string start in new[] { Directory.GetCurrentDirectory(), AppContext.BaseDirectory })
+            for (DirectoryInfo? folder = new(start); folder is not null; folder = folder.Parent)
+                if (File.Exists(Path.Combine(folder.FullName, "LaspNative.sln"))) return folder.FullName;
+        throw new LaspException($"no LaspNative.sln above {Directory.GetCurrentDirectory()}; run the kernel check inside a clone of the repository");
+    }
+}

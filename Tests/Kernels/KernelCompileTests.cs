@@ -1,0 +1,43 @@
+using LaspNative.Runtime;
+using LaspNative.Runtime.Cuda;
+using Xunit;
+
+namespace LaspNative.Tests.Kernels;
+
+/// <summary>Every .cu file compiles for every element type and architecture, without spills. Needs NVRTC, no GPU; exact budgets are Perf's kernel check.</summary>
+public sealed class KernelCompileTests
+{
+    public static TheoryData<string, DType, string> Units
+    {
+        get
+        {
+            var units = new TheoryData<string, DType, string>();
+            foreach (string file in KernelCompiler.Files)
+                foreach (DType element in new[] { DType.F32, DType.BF16 })
+                    foreach (string architecture in new[] { "sm_80", "sm_90a" })
+                        units.Add(file, element, architecture);
+            return units;
+        }
+    }
+
+    [Theory]
+    [MemberData(nameof(Units))]
+    public void CompilesWithoutSpills(string file, DType element, string architecture)
+    {
+        Gpu.RequireCompiler();
+        CompiledKernels compiled = KernelCompiler.Compile(file, KernelCompiler.DefinesFor(element), architecture);
+        Assert.NotEmpty(compiled.Image);
+        Assert.NotEmpty(compiled.Kernels);
+        Assert.All(compiled.Kernels, kernel => Assert.Equal(0, kernel.SpillStoreBytes + kernel.SpillLoadBytes));
+    }
+
+    [Fact]
+    public void EveryFileOpensWithItsContract()
+    {
+        foreach (string file in KernelCompiler.Files)
+        {
+            using var reader = new StreamReader(typeof(KernelCompiler).Assembly.GetManifestResourceStream(file)!);
+            Assert.StartsWith("// ", reader.ReadLine());
+        }
+    }
+}
