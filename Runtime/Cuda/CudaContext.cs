@@ -56,10 +56,13 @@ public sealed partial class CudaContext : IDisposable
     /// Makes this context current on the calling thread. The driver is asked each time, because a host application or NCCL may have switched;
     /// that costs nanoseconds.
     /// </summary>
-    public void MakeCurrent()
+    public void MakeCurrent() => TryMakeCurrent().Check("cuCtxSetCurrent");
+
+    /// <summary>For clean-up, which must not throw.</summary>
+    internal CUresult TryMakeCurrent()
     {
-        CudaDriver.cuCtxGetCurrent(out nint current).Check();
-        if (current != Handle) CudaDriver.cuCtxSetCurrent(Handle).Check();
+        CUresult result = CudaDriver.cuCtxGetCurrent(out nint current);
+        return result == CUresult.CUDA_SUCCESS && current != Handle ? CudaDriver.cuCtxSetCurrent(Handle) : result;
     }
 
     /// <summary>Loads and initialises the driver once per process. Throws when it is missing or sees no GPU.</summary>
@@ -85,7 +88,10 @@ public sealed partial class CudaContext : IDisposable
 
     public void Dispose()
     {
-        if (Interlocked.Exchange(ref _disposed, 1) == 0 && _retained) CudaDriver.cuDevicePrimaryCtxRelease(Gpu);
+        if (Interlocked.Exchange(ref _disposed, 1) != 0 || !_retained) return;
+        // The last release destroys the context: no thread should be left with it.
+        if (CudaDriver.cuCtxGetCurrent(out nint current) == CUresult.CUDA_SUCCESS && current == Handle) CudaDriver.cuCtxSetCurrent(0);
+        CudaDriver.cuDevicePrimaryCtxRelease(Gpu);
     }
 
     [LibraryImport("libc", EntryPoint = "setenv", StringMarshalling = StringMarshalling.Utf8)]

@@ -118,6 +118,18 @@ public sealed class CudaDevice : Device
         Stream.Synchronize();
     }
 
+    /// <summary>
+    /// Compiles and loads every kernel for the given element types, and cuBLASLt with its workspace. What is loaded only at first use may synchronise the GPU, which
+    /// behind a collective that waits for this very rank never ends: ranks over NCCL prepare before their first collective.
+    /// </summary>
+    public void Prepare(params ReadOnlySpan<DType> elements)
+    {
+        foreach (DType element in elements) Kernels.LoadAll(element);
+        Blas.Prepare();
+        Workspace(1 << 20);
+        Synchronize();
+    }
+
     protected override nint AllocateCore(long bytes)
     {
         ObjectDisposedException.ThrowIf(_disposed != 0, this);
@@ -170,7 +182,7 @@ public sealed class CudaDevice : Device
     public override void Dispose()
     {
         if (_disposed != 0) return;
-        CudaDriver.cuCtxSetCurrent(Context.Handle);
+        Context.TryMakeCurrent();
         CudaDriver.cuStreamSynchronize(Stream.Handle);
         CudaDriver.cuStreamSynchronize(CommunicationStream.Handle);
         (_backend as IDisposable)?.Dispose();

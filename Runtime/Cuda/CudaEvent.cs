@@ -7,6 +7,7 @@ namespace LaspNative.Runtime.Cuda;
 /// </summary>
 public sealed class CudaEvent : IDisposable
 {
+    private readonly CudaContext _context;
     private int _disposed;
 
     /// <param name="context">The context of the streams that it will be recorded in.</param>
@@ -19,6 +20,7 @@ public sealed class CudaEvent : IDisposable
         uint flags = (timing ? 0 : CudaDriver.CU_EVENT_DISABLE_TIMING) | (blocking ? CudaDriver.CU_EVENT_BLOCKING_SYNC : 0);
         CudaDriver.cuEventCreate(out nint handle, flags).Check();
         Handle = handle;
+        _context = context;
     }
 
     /// <summary>The CUevent.</summary>
@@ -57,6 +59,8 @@ public sealed class CudaEvent : IDisposable
 
     public void Dispose()
     {
-        if (Interlocked.Exchange(ref _disposed, 1) == 0) CudaDriver.cuEventDestroy(Handle);
+        if (Interlocked.Exchange(ref _disposed, 1) != 0) return;
+        _context.TryMakeCurrent();
+        CudaDriver.cuEventDestroy(Handle);
     }
 }

@@ -7,14 +7,10 @@ namespace LaspNative.Runtime.Cuda;
 /// </summary>
 public sealed class CudaStream : IDisposable
 {
-    private readonly bool _owned;
+    private readonly CudaContext? _owner;
     private int _disposed;
 
-    private CudaStream(nint handle, bool owned)
-    {
-        Handle = handle;
-        _owned = owned;
-    }
+    private CudaStream(nint handle) => Handle = handle;
 
     /// <param name="context">The context to create the stream in.</param>
     /// <param name="urgent">Whether the GPU takes this stream's blocks first when several streams have work: for short work that others wait for.</param>
@@ -25,14 +21,14 @@ public sealed class CudaStream : IDisposable
         CudaDriver.cuCtxGetStreamPriorityRange(out int least, out int greatest).Check();
         CudaDriver.cuStreamCreateWithPriority(out nint handle, CudaDriver.CU_STREAM_NON_BLOCKING, urgent ? greatest : least).Check();
         Handle = handle;
-        _owned = true;
+        _owner = context;
     }
 
     /// <summary>The CUstream.</summary>
     public nint Handle { get; }
 
     /// <summary>Wraps a stream that another library owns; disposing the wrapper leaves it alive. 0 is the legacy default stream.</summary>
-    public static CudaStream FromHandle(nint handle) => new(handle, owned: false);
+    public static CudaStream FromHandle(nint handle) => new(handle);
 
     /// <summary>Work queued from now on starts only after what <paramref name="evt"/> recorded; the host does not wait.</summary>
     public void WaitFor(CudaEvent evt)
@@ -60,6 +56,8 @@ public sealed class CudaStream : IDisposable
 
     public void Dispose()
     {
-        if (Interlocked.Exchange(ref _disposed, 1) == 0 && _owned) CudaDriver.cuStreamDestroy(Handle);
+        if (Interlocked.Exchange(ref _disposed, 1) != 0 || _owner is null) return;
+        _owner.TryMakeCurrent();
+        CudaDriver.cuStreamDestroy(Handle);
     }
 }

@@ -45,15 +45,18 @@ public sealed unsafe class Blas : IDisposable
         var problem = new Problem(transposeA, transposeB, m, n, k, batch, ab, cType, AlignmentOf(a), AlignmentOf(b), AlignmentOf(c));
         _device.Context.MakeCurrent();
         if (!_plans.TryGetValue(problem, out Plan? plan)) _plans[problem] = plan = new Plan(_handle, problem);
-        _workspace ??= _device.Allocate(WorkspaceBytes, MemoryCategory.Workspace);
+        Prepare();
         fixed (cublasLtMatmulAlgo_t* algorithm = &plan.Algorithm)
         {
             CublasLt.cublasLtMatmul(
                 _handle, plan.Operation, &alpha, b, plan.LayoutB, a, plan.LayoutA, &beta, c, plan.LayoutC, c, plan.LayoutC,
-                algorithm, _workspace.Pointer, (nuint)WorkspaceBytes, _device.Stream.Handle).Check();
+                algorithm, _workspace!.Pointer, (nuint)WorkspaceBytes, _device.Stream.Handle).Check();
         }
         LaunchCount++;
     }
+
+    /// <summary>Allocates the workspace if that has not happened yet.</summary>
+    internal void Prepare() => _workspace ??= _device.Allocate(WorkspaceBytes, MemoryCategory.Workspace);
 
     public void Dispose()
     {

@@ -11,7 +11,6 @@ public sealed class KernelLibrary : IDisposable
     private readonly Lock _lock = new();
     private readonly ConcurrentDictionary<(string File, string Kernel, DType Element), CudaKernel> _kernels = new();
     private readonly Dictionary<CompiledKernels, nint> _modules = [];
-    private long _launches;
     private int _disposed;
 
     internal KernelLibrary(CudaContext context, string architecture)
@@ -24,7 +23,7 @@ public sealed class KernelLibrary : IDisposable
     public string Architecture { get; }
 
     /// <summary>Kernels launched so far.</summary>
-    public long LaunchCount => Interlocked.Read(ref _launches);
+    public long LaunchCount { get; private set; }
 
     internal CudaContext Context { get; }
 
@@ -34,6 +33,16 @@ public sealed class KernelLibrary : IDisposable
     /// </summary>
     public CudaKernel Get(string file, string kernel, DType element) =>
         _kernels.TryGetValue((file, kernel, element), out CudaKernel? found) ? found : Load(file, kernel, element);
+
+    /// <summary>Compiles and loads all kernels of all embedded files for one element type, so that none is loaded during a step.</summary>
+    public void LoadAll(DType element)
+    {
+        IReadOnlyList<string> defines = KernelCompiler.DefinesFor(element);
+        Parallel.ForEach(KernelCompiler.Files, file => KernelCompiler.Compile(file, defines, Architecture));
+        foreach (string file in KernelCompiler.Files)
+            foreach (KernelResources kernel in KernelCompiler.Compile(file, defines, Architecture).Kernels)
+                Get(Path.GetFileNameWithoutExtension(file), kernel.Name, element);
+    }
 
     private CudaKernel Load(string file, string kernel, DType element)
     {
@@ -67,7 +76,7 @@ public sealed class KernelLibrary : IDisposable
         return known;
     }
 
-    internal void CountLaunch() => _launches++;
+    internal void CountLaunch() => LaunchCount++;
 
     public void Dispose()
     {

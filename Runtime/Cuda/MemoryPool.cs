@@ -51,7 +51,11 @@ internal sealed unsafe class MemoryPool : IDisposable
     }
 
     /// <summary>Returns memory once what is queued on <paramref name="stream"/> has run. Never throws: a failed GPU reports itself at the next launch.</summary>
-    public void Free(nint pointer, CudaStream stream) => CudaDriver.cuMemFreeAsync(pointer, stream.Handle);
+    public void Free(nint pointer, CudaStream stream)
+    {
+        _context.TryMakeCurrent();
+        CudaDriver.cuMemFreeAsync(pointer, stream.Handle);
+    }
 
     /// <summary>Gives memory that is not in use back to the system.</summary>
     public void Trim() => CudaDriver.cuMemPoolTrimTo(_pool, 0).Check();

@@ -5,6 +5,7 @@ namespace LaspNative.Runtime.Cuda;
 /// <summary>Page-locked host memory: the GPU copies from and to it without the host's help, so that such copies are truly asynchronous.</summary>
 public sealed class PinnedBuffer : IDisposable
 {
+    private readonly CudaContext _context;
     private int _disposed;
 
     /// <summary>Allocates; this may synchronise the device, so it belongs at start-up, before the first collective.</summary>
@@ -19,6 +20,7 @@ public sealed class PinnedBuffer : IDisposable
         result.Check("cuMemHostAlloc");
         Pointer = pointer;
         Bytes = bytes;
+        _context = context;
     }
 
     public nint Pointer { get; }
@@ -37,6 +39,8 @@ public sealed class PinnedBuffer : IDisposable
 
     public void Dispose()
     {
-        if (Interlocked.Exchange(ref _disposed, 1) == 0) CudaDriver.cuMemFreeHost(Pointer);
+        if (Interlocked.Exchange(ref _disposed, 1) != 0) return;
+        _context.TryMakeCurrent();
+        CudaDriver.cuMemFreeHost(Pointer);
     }
 }

@@ -57,7 +57,9 @@ internal static class NativeStatus
     {
         string? name = CudaDriver.cuGetErrorName(s, out byte* n) == CUresult.CUDA_SUCCESS ? Text(n) : null;
         string? meaning = CudaDriver.cuGetErrorString(s, out byte* m) == CUresult.CUDA_SUCCESS ? Text(m) : null;
-        return name is null ? $"CUresult {(int)s}" : $"{name} ({meaning ?? "no description"})";
+        // From 700 on, the code tells of a kernel that failed earlier, whatever call reports it.
+        string hint = (int)s is >= 700 and < 720 ? "; the fault is an earlier kernel's, which CUDA_LAUNCH_BLOCKING=1 names" : "";
+        return name is null ? $"CUresult {(int)s}" : $"{name} ({meaning ?? "no description"}{hint})";
     }
 
     [DoesNotReturn, StackTraceHidden]

@@ -106,4 +106,15 @@ public class CudaKernelTests
         kernel.Launch(device.Stream, new LaunchShape(1, 1, 1, 32), 1, 2L, 3f, 4.0, y.Pointer, 5u);
         device.Synchronize();
     }
+
+    [Fact]
+    public void A_prepared_device_has_all_it_will_load()
+    {
+        using CudaDevice device = Gpu.Open();
+        device.Prepare(DType.F32, DType.BF16);
+        long allocations = device.Memory.AllocationCount;
+        device.Prepare(DType.F32, DType.BF16);
+        Assert.Equal(allocations, device.Memory.AllocationCount);
+        Assert.Equal(0, device.Kernels.LaunchCount);
+    }
 }

@@ -10,6 +10,9 @@ internal static class Gpu
     private static readonly Lazy<(bool Usable, string Reason)> s_usable = new(() => (SystemProbe.IsCudaUsable(out string reason), reason));
     private static readonly Lazy<int> s_count = new(() => SystemProbe.Run().Gpus.Count);
 
+    /// <summary>Keeps GPU 0's primary context alive between tests; creating it costs more than most of them.</summary>
+    private static readonly Lazy<CudaContext> s_context = new(() => CudaContext.OpenPrimary(0));
+
     public static bool IsAvailable => s_usable.Value.Usable;
 
     /// <summary>Skips the running test where there are fewer GPUs than it needs.</summary>
@@ -17,6 +20,7 @@ internal static class Gpu
     {
         if (!IsAvailable) Assert.Skip($"skipped: no CUDA device ({s_usable.Value.Reason})");
         if (s_count.Value < gpus) Assert.Skip($"skipped: {gpus} CUDA devices needed, {s_count.Value} found");
+        _ = s_context.Value;
     }
 
     /// <summary>Skips the running test where kernels cannot be compiled; no GPU is needed for that.</summary>
