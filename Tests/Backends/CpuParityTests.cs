@@ -26,6 +26,14 @@ public class CpuParityTests
     [MemberData(nameof(DifferentiableNames))]
     public void Gradients_are_central_differences(string name) => OpCases.Get(name).AssertGradients();
 
+    [Theory]
+    [MemberData(nameof(DifferentiableNames))]
+    public void Gradients_in_F32_are_those_in_F64(string name)
+    {
+        using Device device = Device.Open("cpu:2");
+        OpCases.Get(name).AssertSameGradients(device);
+    }
+
     private static void Check(string name, DType element)
     {
         OpCase row = OpCases.Get(name);

@@ -3,11 +3,23 @@ using Xunit;
 
 namespace LaspNative.Tests.Backends;
 
+/// <summary>One device for all rows of a class, opened by the first row that runs.</summary>
+public sealed class SharedGpu : IDisposable
+{
+    private Device? _device;
+
+    public Device Open() => _device ??= Gpu.Open();
+
+    public void Dispose() => _device?.Dispose();
+}
+
 /// <summary>The same rows on a GPU.</summary>
 [Trait("Category", "Gpu")]
-public class GpuParityTests
+public class GpuParityTests(SharedGpu gpu) : IClassFixture<SharedGpu>
 {
     public static TheoryData<string> Names => OpCases.Names;
+
+    public static TheoryData<string> DifferentiableNames => OpCases.DifferentiableNames;
 
     [Theory]
     [MemberData(nameof(Names))]
@@ -17,18 +29,22 @@ public class GpuParityTests
     [MemberData(nameof(Names))]
     public void BF16_errs_at_most_twice_the_naive_op(string name) => Check(name, DType.BF16);
 
-    private static void Check(string name, DType element)
+    [Theory]
+    [MemberData(nameof(DifferentiableNames))]
+    public void Gradients_in_F32_are_those_of_the_CPU_in_F64(string name) => OpCases.Get(name).AssertSameGradients(gpu.Open());
+
+    private void Check(string name, DType element)
     {
-        using Device device = Gpu.Open();
+        Device device = gpu.Open();
         OpCase row = OpCases.Get(name);
         row.AssertParity(device, element);
         row.AssertParity(device, element, misaligned: true);
     }
 }
 
-/// <summary>Every kernel once on small shapes: what compute-sanitizer runs, being some hundred times slower.</summary>
+/// <summary>Every kernel on small shapes, once: what compute-sanitizer runs, being some hundred times slower.</summary>
 [Trait("Category", "Sanitizer")]
-public class SanitizerTests
+public class SanitizerTests(SharedGpu gpu) : IClassFixture<SharedGpu>
 {
     public static TheoryData<string> Names => OpCases.SmallNames;
 
@@ -36,9 +52,8 @@ public class SanitizerTests
     [MemberData(nameof(Names))]
     public void Stays_in_its_memory(string name)
     {
-        using Device device = Gpu.Open();
         OpCase row = OpCases.Get(name);
-        row.AssertParity(device, DType.F32);
-        row.AssertParity(device, DType.BF16);
+        row.AssertParity(gpu.Open(), DType.F32);
+        row.AssertParity(gpu.Open(), DType.BF16);
     }
 }

@@ -32,6 +32,10 @@ public sealed record Operand(string Name, Shape Shape, OperandKind Kind, double[
 /// </summary>
 public sealed class OpCase
 {
+    private sealed record References(Dictionary<string, double[]> Expected, Dictionary<string, double[]>? Naive);
+
+    private readonly Dictionary<DType, References> _references = [];
+
     public required Operand[] Operands { get; init; }
 
     public required Action<IBackend, Func<string, Tensor>> Call { get; init; }
@@ -48,9 +52,8 @@ public sealed class OpCase
     /// <summary>Runs the call twice on guarded memory: each result must be close to the oracle's and the same bits both times.</summary>
     public void AssertParity(Device device, DType element, bool misaligned = false)
     {
-        var stored = Operands.Where(o => o.Values is not null).ToDictionary(o => o.Name, o => TestData.Rounded(o.Values!, o.DType(element)));
-        Dictionary<string, double[]> expected = Oracle(name => stored[name]);
-        Dictionary<string, double[]>? naive = element == DType.BF16 ? NaiveBf16?.Invoke(name => stored[name]) : null;
+        if (!_references.TryGetValue(element, out References? references)) _references[element] = references = ComputeReferences(element);
+        (Dictionary<string, double[]> expected, Dictionary<string, double[]>? naive) = references;
         Dictionary<string, double[]> actual = Run(device, element, misaligned);
         foreach ((string name, double[] values) in expected)
         {
@@ -59,6 +62,12 @@ public sealed class OpCase
         }
         Dictionary<string, double[]> again = Run(device, element, misaligned);
         foreach (string name in expected.Keys) Assert.True(actual[name].AsSpan().SequenceEqual(again[name]), $"{name} has other bits in a second run");
+    }
+
+    private References ComputeReferences(DType element)
+    {
+        var stored = Operands.Where(o => o.Values is not null).ToDictionary(o => o.Name, o => TestData.Rounded(o.Values!, o.DType(element)));
+        return new References(Oracle(name => stored[name]), element == DType.BF16 ? NaiveBf16?.Invoke(name => stored[name]) : null);
     }
 
     private static double Tolerance(Operand operand, DType element, double[] expected, double[]? naive)
@@ -82,21 +91,35 @@ public sealed class OpCase
     public void AssertGradients()
     {
         using Device device = Device.Open("cpu:1");
-        double[] dy = [];
-        Dictionary<string, double[]> gradients = [];
-        Run(device, [], (inputs, output) =>
-        {
-            dy = TestData.Normal(output.Shape.Count, seed: 99);
-            using Tensor gradient = Tensor.FromSpan(dy, output.Shape, device);
-            output.Backward(gradient);
-            foreach ((string name, Variable input) in inputs)
-                if (input.RequiresGradient) gradients[name] = input.Gradient!.ToDoubles();
-        });
-        foreach ((string name, double[] gradient) in gradients) Errors.AssertClose(gradient, Differences(device, name, dy), Tolerances.GradientCheck, $"gradient of {name}");
+        Dictionary<string, double[]> gradients = Gradients(device, DType.F64);
+        foreach ((string name, double[] gradient) in gradients) Errors.AssertClose(gradient, Differences(device, name), Tolerances.GradientCheck, $"gradient of {name}");
         Assert.NotEmpty(gradients);
     }
 
-    private double[] Differences(Device device, string name, double[] dy)
+    /// <summary>Compares the gradients in F32 on a device with those in F64 on the CPU.</summary>
+    public void AssertSameGradients(Device device)
+    {
+        using Device cpu = Device.Open("cpu:1");
+        Dictionary<string, double[]> expected = Gradients(cpu, DType.F64);
+        foreach ((string name, double[] gradient) in Gradients(device, DType.F32)) Errors.AssertClose(gradient, expected[name], 2 * Tolerances.Of(DType.F32), $"gradient of {name}");
+    }
+
+    private static double[] OutputGradient(Variable output) => TestData.Normal(output.Shape.Count, seed: 99);
+
+    private Dictionary<string, double[]> Gradients(Device device, DType element)
+    {
+        Dictionary<string, double[]> gradients = [];
+        RunApply(device, element, [], (inputs, output) =>
+        {
+            using Tensor dy = TestData.Tensor(OutputGradient(output), output.Shape, output.DType, device);
+            output.Backward(dy);
+            foreach ((string name, Variable input) in inputs)
+                if (input.RequiresGradient) gradients[name] = input.Gradient!.ToDoubles();
+        });
+        return gradients;
+    }
+
+    private double[] Differences(Device device, string name)
     {
         const double Step = 1e-5;
         double[] at = Operands.Single(o => o.Name == name).Values!;
@@ -108,7 +131,7 @@ public sealed class OpCase
                 double[] moved = [.. at];
                 moved[i] = x;
                 double loss = 0;
-                Run(device, new() { [name] = moved }, (_, output) => loss = output.Value.ToDoubles().Zip(dy, (y, d) => y * d).Sum());
+                RunApply(device, DType.F64, new() { [name] = moved }, (_, output) => loss = output.Value.ToDoubles().Zip(OutputGradient(output), (y, d) => y * d).Sum());
                 return loss;
             }
             differences[i] = (Loss(at[i] + Step) - Loss(at[i] - Step)) / (2 * Step);
@@ -116,7 +139,7 @@ public sealed class OpCase
         return differences;
     }
 
-    private void Run(Device device, Dictionary<string, double[]> replaced, Action<Dictionary<string, Variable>, Variable> body)
+    private void RunApply(Device device, DType element, Dictionary<string, double[]> replaced, Action<Dictionary<string, Variable>, Variable> body)
     {
         Dictionary<string, Variable> inputs = [];
         foreach (Operand o in Operands.Where(o => o.Values is not null))
@@ -124,10 +147,10 @@ public sealed class OpCase
             double[] values = replaced.GetValueOrDefault(o.Name, o.Values!);
             inputs[o.Name] = o.Kind switch
             {
-                OperandKind.T => Variable.Parameter(Tensor.FromSpan(values, o.Shape, device)),
-                OperandKind.Acc => Variable.Constant(Tensor.FromSpan(values, o.Shape, device)),
                 OperandKind.I64 => Variable.Constant(Tensor.FromSpan(Array.ConvertAll(values, x => (long)x), o.Shape, device)),
-                _ => Variable.Constant(Tensor.FromSpan(Array.ConvertAll(values, x => (int)x), o.Shape, device)),
+                OperandKind.I32 => Variable.Constant(Tensor.FromSpan(Array.ConvertAll(values, x => (int)x), o.Shape, device)),
+                OperandKind.Acc => Variable.Constant(TestData.Tensor(values, o.Shape, o.DType(element), device)),
+                _ => Variable.Parameter(TestData.Tensor(values, o.Shape, element, device)),
             };
         }
         using Variable result = Apply!(name => inputs[name]);

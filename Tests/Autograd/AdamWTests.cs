@@ -1,0 +1,130 @@
+using LaspNative.Autograd;
+using LaspNative.Runtime;
+using LaspNative.Tests.Oracles;
+using Xunit;
+
+namespace LaspNative.Tests.Autograd;
+
+/// <summary>The optimizer over several steps, its fp32 masters, its state in checkpoints, and clipping.</summary>
+public sealed class AdamWTests : IDisposable
+{
+    private static readonly AdamWOptions s_options = new() { Beta1 = 0.8, Beta2 = 0.9, Epsilon = 1e-6, WeightDecay = 0.05 };
+    private readonly Device _device = Device.Open("cpu:1");
+
+    public void Dispose()
+    {
+        Assert.Equal(0, _device.Memory.Current);
+        _device.Dispose();
+    }
+
+    private Variable Parameter(DType dtype, int seed) => Variable.Parameter(TestData.Tensor(TestData.Normal(37, seed), [37], dtype, _device));
+
+    private static void SetGradient(Variable parameter, int seed)
+    {
+        parameter.ZeroGradient();
+        using Tensor dy = TestData.Tensor(TestData.Normal(37, seed), [37], parameter.DType, parameter.Device);
+        using Variable y = Reshape.Apply(parameter, [37]);
+        y.Backward(dy);
+    }
+
+    [Theory]
+    [InlineData(DType.F64)]
+    [InlineData(DType.F32)]
+    [InlineData(DType.BF16)]
+    public void Steps_follow_the_equations(DType dtype)
+    {
+        using Variable decayed = Parameter(dtype, 1);
+        using Variable free = Parameter(dtype, 2);
+        using var optimizer = new AdamW([new("decayed", decayed, Decays: true), new("free", free, Decays: false)], s_options);
+        double[][] w = [decayed.Value.ToDoubles(), free.Value.ToDoubles()];
+        double[][] m = [new double[37], new double[37]];
+        double[][] v = [new double[37], new double[37]];
+        for (int step = 1; step <= 5; step++)
+        {
+            SetGradient(decayed, 10 + step);
+            SetGradient(free, 20 + step);
+            Variable[] parameters = [decayed, free];
+            for (int p = 0; p < 2; p++)
+            {
+                double[] gradient = parameters[p].Gradient!.ToDoubles();
+                var scalars = new AdamWStep(0.01, 0.8, 0.9, 1e-6, p == 0 ? 0.05 : 0, step, 0.5);
+                for (int i = 0; i < 37; i++) (m[p][i], v[p][i], w[p][i]) = MatrixOracle.AdamW(gradient[i], scalars, m[p][i], v[p][i], w[p][i]);
+            }
+            optimizer.Step(0.01, gradientScale: 0.5);
+        }
+        Assert.Equal(5, optimizer.StepCount);
+        Check(optimizer, "decayed", decayed, w[0]);
+        Check(optimizer, "free", free, w[1]);
+    }
+
+    /// <summary>The master keeps fp32 where the parameter does not: small updates are not lost.</summary>
+    private static void Check(AdamW optimizer, string name, Variable parameter, double[] expected)
+    {
+        DType acc = parameter.DType.Accumulator();
+        Tensor? master = optimizer.ExportState().Where(t => t.Name == name + ".master").Select(t => t.Tensor).FirstOrDefault();
+        Assert.Equal(parameter.DType == DType.BF16, master is not null);
+        Errors.AssertClose((master ?? parameter.Value).ToDoubles(), expected, Tolerances.Of(acc), name);
+        if (master is not null) Assert.Equal(TestData.Rounded(master.ToDoubles(), DType.BF16), parameter.Value.ToDoubles());
+    }
+
+    [Theory]
+    [InlineData(DType.F32)]
+    [InlineData(DType.BF16)]
+    public void An_exported_state_continues_bit_exactly(DType dtype)
+    {
+        using Variable a = Parameter(dtype, 1);
+        using Variable b = Parameter(dtype, 1);
+        using var first = new AdamW([new("w", a, Decays: true)], s_options);
+        SetGradient(a, 3);
+        first.Step(0.01);
+        using var second = new AdamW([new("w", b, Decays: true)], s_options);
+        _device.Backend.Cast(a.Value, b.Value);
+        second.ImportState(first.StepCount, name => first.ExportState().Single(t => t.Name == name).Tensor);
+        SetGradient(a, 4);
+        SetGradient(b, 4);
+        first.Step(0.01);
+        second.Step(0.01);
+        Assert.Equal(a.Value.ToDoubles(), b.Value.ToDoubles());
+        foreach ((NamedTensor one, NamedTensor other) in first.ExportState().Zip(second.ExportState())) Assert.Equal(one.Tensor.ToDoubles(), other.Tensor.ToDoubles());
+    }
+
+    [Fact]
+    public void A_state_of_another_model_is_refused()
+    {
+        using Variable w = Parameter(DType.F32, 1);
+        using var optimizer = new AdamW([new("w", w, Decays: true)], s_options);
+        Assert.Contains("'w.exp_avg'", Assert.Throws<LaspException>(() => optimizer.ImportState(1, _ => null)).Message, StringComparison.Ordinal);
+        using Tensor small = Tensor.Zeros([3], DType.F32, _device);
+        Assert.Contains("[37]", Assert.Throws<LaspException>(() => optimizer.ImportState(1, _ => small)).Message, StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public void The_norm_is_over_all_gradients_and_clips_them_together()
+    {
+        using Variable a = Parameter(DType.F32, 1);
+        using Variable b = Parameter(DType.BF16, 2);
+        using Variable without = Parameter(DType.F32, 3);
+        using var optimizer = new AdamW([new("a", a, Decays: true), new("b", b, Decays: true), new("without", without, Decays: true)], s_options);
+        SetGradient(a, 4);
+        SetGradient(b, 5);
+        double expected = a.Gradient!.ToDoubles().Concat(b.Gradient!.ToDoubles()).Sum(x => x * x);
+        Assert.Equal(expected, optimizer.GlobalSquaredNorm(), expected * 1e-6);
+        double[] before = without.Value.ToDoubles();
+        optimizer.Step(0.1);
+        Assert.Equal(before, without.Value.ToDoubles());
+        optimizer.ZeroGradients();
+        Assert.Null(a.Gradient);
+        Assert.Equal(0, optimizer.GlobalSquaredNorm());
+    }
+
+    [Theory]
+    [InlineData(4, 1, 0.5)]
+    [InlineData(0.25, 1, 1)]
+    [InlineData(100, 0, 1)]
+    [InlineData(0, 1, 1)]
+    public void Clipping_scales_down_to_the_bound(double squaredNorm, double bound, double factor) => Assert.Equal(factor, GradientClipping.Factor(squaredNorm, bound), 1e-15);
+
+    [Fact]
+    public void A_norm_that_is_not_finite_is_an_error() =>
+        Assert.Contains("NaN", Assert.Throws<LaspException>(() => GradientClipping.Factor(double.NaN, 1)).Message, StringComparison.Ordinal);
+}
