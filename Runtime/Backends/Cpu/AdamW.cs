@@ -1,4 +1,5 @@
 using System.Numerics;
+using System.Runtime.CompilerServices;
 using System.Runtime.Intrinsics;
 
 namespace LaspNative.Runtime.Cpu;
@@ -26,18 +27,21 @@ internal sealed unsafe partial class CpuBackend
         var update = new AdamWUpdate<A>(step);
         ForRanges(master.Count, Grain, (start, length) =>
         {
-            long end = start + length;
-            for (long i = start; i < end; i += Vector512<A>.Count)
-            {
-                long n = end - i;
-                Vector512<A> moment = Element.Load<A, A>(pm + i, n), square = Element.Load<A, A>(pv + i, n), weight = Element.Load<A, A>(pw + i, n);
-                update.Apply(Element.Load<A, A>(pg + i, n), ref moment, ref square, ref weight);
-                Element.Store(moment, pm + i, n);
-                Element.Store(square, pv + i, n);
-                Element.Store(weight, pw + i, n);
-                Element.Store(weight, pp + i, n);
-            }
+            long i = start, end = start + length;
+            for (; i <= end - Vector512<A>.Count; i += Vector512<A>.Count) Step(i, Vector512<A>.Count);
+            if (i < end) Step(i, end - i);
         });
+
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        void Step(long i, long count)
+        {
+            Vector512<A> moment = Element.Load<A, A>(pm + i, count), square = Element.Load<A, A>(pv + i, count), weight = Element.Load<A, A>(pw + i, count);
+            update.Apply(Element.Load<A, A>(pg + i, count), ref moment, ref square, ref weight);
+            Element.Store(moment, pm + i, count);
+            Element.Store(square, pv + i, count);
+            Element.Store(weight, pw + i, count);
+            Element.Store(weight, pp + i, count);
+        }
     }
 
     private readonly struct AdamWUpdate<A>(in AdamWStep step) where A : unmanaged, IBinaryFloatingPointIeee754<A>
@@ -53,6 +57,7 @@ internal sealed unsafe partial class CpuBackend
         private readonly A _rate = A.CreateTruncating(step.LearningRate);
         private readonly A _decay = A.CreateTruncating(step.WeightDecay);
 
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
         public void Apply(Vector512<A> gradient, ref Vector512<A> m, ref Vector512<A> v, ref Vector512<A> weight)
         {
             Vector512<A> g = gradient * _scale;

@@ -1,5 +1,4 @@
 using System.Numerics;
-using System.Runtime.Intrinsics;
 
 namespace LaspNative.Runtime.Cpu;
 
@@ -20,20 +19,14 @@ internal readonly unsafe struct HeadRows<T>(T* data, long stride, int width) whe
     public void Gather<A>(long start, int count, A* packed) where A : unmanaged
     {
         T* row = Data + (start * Stride);
-        for (int i = 0; i < count; i++, row += Stride, packed += Width)
-        {
-            for (int d = 0; d < Width; d += Vector512<A>.Count) Element.Store(Element.Load<T, A>(row + d, Width - d), packed + d, Width - d);
-        }
+        for (int i = 0; i < count; i++, row += Stride, packed += Width) Rows.Copy<T, A, A>(row, packed, Width);
     }
 
     /// <summary>The inverse of <see cref="Gather"/>.</summary>
     public void Scatter<A>(A* packed, long start, int count) where A : unmanaged
     {
         T* row = Data + (start * Stride);
-        for (int i = 0; i < count; i++, row += Stride, packed += Width)
-        {
-            for (int d = 0; d < Width; d += Vector512<A>.Count) Element.Store(Element.Load<A, A>(packed + d, Width - d), row + d, Width - d);
-        }
+        for (int i = 0; i < count; i++, row += Stride, packed += Width) Rows.Copy<A, T, A>(packed, row, Width);
     }
 }
 
@@ -75,28 +68,18 @@ internal readonly unsafe ref struct ChunkDecay<A> where A : unmanaged, IBinaryFl
     /// <summary>Row i of x [count, width] times scale * exp((i + 1) g): the decay from the sub-chunk's start through token i.</summary>
     public void ScaleFromStart(A* x, int count, int width, A scale)
     {
-        for (int i = 0; i < count; i++) ScaleRow(x + ((long)i * width), width, scale * _powers[i + 1]);
+        for (int i = 0; i < count; i++) Rows.Scale(scale * _powers[i + 1], x + ((long)i * width), width);
     }
 
     /// <summary>Row i of x [count, width] times exp((count - 1 - i) g): the decay from after token i to the sub-chunk's end.</summary>
     public void ScaleToEnd(A* x, int count, int width)
     {
-        for (int i = 0; i < count; i++) ScaleRow(x + ((long)i * width), width, _powers[count - 1 - i]);
+        for (int i = 0; i < count; i++) Rows.Scale(_powers[count - 1 - i], x + ((long)i * width), width);
     }
 
     /// <summary>scores [query i, key j] times the causal weight; zero for j later than i.</summary>
     public void Weigh(A* scores, int count)
     {
-        for (int i = 0; i < count; i++, scores += count)
-        {
-            A* weights = _weights + (i * Length);
-            for (int j = 0; j < count; j += Vector512<A>.Count)
-                Element.Store(Element.Load<A, A>(scores + j, count - j) * Element.Load<A, A>(weights + j, count - j), scores + j, count - j);
-        }
-    }
-
-    public static void ScaleRow(A* x, int width, A factor)
-    {
-        for (int d = 0; d < width; d += Vector512<A>.Count) Element.Store(Element.Load<A, A>(x + d, width - d) * factor, x + d, width - d);
+        for (int i = 0; i < count; i++, scores += count) Rows.Multiply(_weights + (i * Length), scores, count);
     }
 }

@@ -58,7 +58,7 @@ internal sealed unsafe partial class CpuBackend
     {
         int lanes = Vector512<A>.Count, i = 0;
         Vector512<A> best = Vector512.Create(A.NegativeInfinity);
-        for (; i + lanes <= width; i += lanes) best = Vector512.Max(best, Element.Load<T, A>(row + i));
+        for (; i <= width - lanes; i += lanes) best = Vector512.Max(best, Element.Load<T, A>(row + i));
         A maximum = A.NegativeInfinity;
         for (; i < width; i++) maximum = A.Max(maximum, Element.Widen<T, A>(row[i]));
         for (int lane = 0; lane < lanes; lane++) maximum = A.Max(maximum, best.GetElement(lane));
@@ -69,7 +69,7 @@ internal sealed unsafe partial class CpuBackend
     {
         int lanes = Vector512<A>.Count, i = 0;
         Vector512<A> shift = Vector512.Create(maximum), sum = Vector512<A>.Zero;
-        for (; i + lanes <= width; i += lanes) sum += VectorMath.Exp(Element.Load<T, A>(row + i) - shift);
+        for (; i <= width - lanes; i += lanes) sum += VectorMath.Exp(Element.Load<T, A>(row + i) - shift);
         A total = Vector512.Sum(sum);
         for (; i < width; i++) total += A.Exp(Element.Widen<T, A>(row[i]) - maximum);
         return total;
@@ -78,8 +78,9 @@ internal sealed unsafe partial class CpuBackend
     /// <summary>row = factor * exp(row - maximum).</summary>
     private static void WriteSoftmax<T, A>(T* row, int width, A maximum, A factor) where T : unmanaged where A : unmanaged, IBinaryFloatingPointIeee754<A>
     {
+        int lanes = Vector512<A>.Count, i = 0;
         Vector512<A> shift = Vector512.Create(maximum);
-        for (int i = 0; i < width; i += Vector512<A>.Count)
-            Element.Store(VectorMath.Exp(Element.Load<T, A>(row + i, width - i) - shift) * factor, row + i, width - i);
+        for (; i <= width - lanes; i += lanes) Element.Store(VectorMath.Exp(Element.Load<T, A>(row + i) - shift) * factor, row + i);
+        if (i < width) Element.Store(VectorMath.Exp(Element.Load<T, A>(row + i, width - i) - shift) * factor, row + i, width - i);
     }
 }

@@ -45,7 +45,10 @@ internal static unsafe class Element
         else RoundToBF16(value.As<A, uint>()).Store((ushort*)p);
     }
 
-    /// <summary>The first <paramref name="count"/> elements from p on, at most a vector of them; the other lanes are zero.</summary>
+    /// <summary>
+    /// The first <paramref name="count"/> elements from p on, at most a vector of them; the other lanes are zero. A loop over memory calls an inlined step
+    /// with the constant count of all lanes, and once more with the rest: the test folds away where it would cost.
+    /// </summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Vector512<A> Load<T, A>(T* p, long count) where T : unmanaged where A : unmanaged =>
         count >= Vector512<A>.Count ? Load<T, A>(p) : LoadSome<T, A>(p, (int)count);

@@ -1,3 +1,4 @@
+using System.Runtime.CompilerServices;
 using System.Runtime.Intrinsics;
 
 namespace LaspNative.Runtime.Cpu;
@@ -96,10 +97,16 @@ internal sealed unsafe partial class CpuBackend
         TY* py = (TY*)y.Pointer;
         ForRanges(x.Count, Grain, (start, length) =>
         {
-            long end = start + length;
-            for (long i = start; i < end; i += Vector512<A>.Count) Element.Store(map.Apply(Element.Load<TX, A>(px + i, end - i)), py + i, end - i);
+            long i = start, end = start + length;
+            for (; i <= end - Vector512<A>.Count; i += Vector512<A>.Count) MapStep<TX, TY, A, TMap>(map, px + i, py + i, Vector512<A>.Count);
+            if (i < end) MapStep<TX, TY, A, TMap>(map, px + i, py + i, end - i);
         });
     }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static void MapStep<TX, TY, A, TMap>(TMap map, TX* x, TY* y, long count)
+        where TX : unmanaged where TY : unmanaged where A : unmanaged where TMap : struct, IMap<A> =>
+        Element.Store(map.Apply(Element.Load<TX, A>(x, count)), y, count);
 
     private void Map<TX, TZ, TY, A, TMap>(Tensor x, Tensor z, Tensor y, TMap map = default)
         where TX : unmanaged where TZ : unmanaged where TY : unmanaged where A : unmanaged where TMap : struct, IMap2<A>
@@ -109,11 +116,16 @@ internal sealed unsafe partial class CpuBackend
         TY* py = (TY*)y.Pointer;
         ForRanges(x.Count, Grain, (start, length) =>
         {
-            long end = start + length;
-            for (long i = start; i < end; i += Vector512<A>.Count)
-                Element.Store(map.Apply(Element.Load<TX, A>(px + i, end - i), Element.Load<TZ, A>(pz + i, end - i)), py + i, end - i);
+            long i = start, end = start + length;
+            for (; i <= end - Vector512<A>.Count; i += Vector512<A>.Count) MapStep<TX, TZ, TY, A, TMap>(map, px + i, pz + i, py + i, Vector512<A>.Count);
+            if (i < end) MapStep<TX, TZ, TY, A, TMap>(map, px + i, pz + i, py + i, end - i);
         });
     }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static void MapStep<TX, TZ, TY, A, TMap>(TMap map, TX* x, TZ* z, TY* y, long count)
+        where TX : unmanaged where TZ : unmanaged where TY : unmanaged where A : unmanaged where TMap : struct, IMap2<A> =>
+        Element.Store(map.Apply(Element.Load<TX, A>(x, count), Element.Load<TZ, A>(z, count)), y, count);
 
     private interface IMap<A> where A : unmanaged
     {
@@ -127,26 +139,31 @@ internal sealed unsafe partial class CpuBackend
 
     private readonly struct Identity<A> : IMap<A> where A : unmanaged
     {
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
         public Vector512<A> Apply(Vector512<A> x) => x;
     }
 
     private readonly struct SumMap<A> : IMap2<A> where A : unmanaged
     {
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
         public Vector512<A> Apply(Vector512<A> x, Vector512<A> z) => x + z;
     }
 
     private readonly struct ScaledSum<A>(A alpha) : IMap2<A> where A : unmanaged
     {
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
         public Vector512<A> Apply(Vector512<A> x, Vector512<A> z) => VectorMath.Fma(Vector512.Create(alpha), x, z);
     }
 
     private readonly struct SiluMap<A> : IMap<A> where A : unmanaged
     {
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
         public Vector512<A> Apply(Vector512<A> x) => x * VectorMath.Sigmoid(x);
     }
 
     private readonly struct SiluGradient<A> : IMap2<A> where A : unmanaged
     {
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
         public Vector512<A> Apply(Vector512<A> x, Vector512<A> dy) => dy * VectorMath.SiluDerivative(x);
     }
 }

@@ -1,5 +1,4 @@
 using System.Numerics;
-using System.Runtime.Intrinsics;
 
 namespace LaspNative.Runtime.Cpu;
 
@@ -50,15 +49,9 @@ internal sealed unsafe partial class CpuBackend
             for (long r = 0; r < count; r++)
             {
                 long id = IndexAt(indices, wide, r);
-                if ((ulong)id < (ulong)vocabulary) AddRow<T, A>(source + (r * width) + start, table + (id * width) + start, length);
+                if ((ulong)id < (ulong)vocabulary) Rows.Add<T, A>(source + (r * width) + start, table + (id * width) + start, length);
             }
         });
-    }
-
-    private static void AddRow<T, A>(T* x, A* y, int count) where T : unmanaged where A : unmanaged, IBinaryFloatingPointIeee754<A>
-    {
-        for (int i = 0; i < count; i += Vector512<A>.Count)
-            Element.Store(Element.Load<A, A>(y + i, count - i) + Element.Load<T, A>(x + i, count - i), y + i, count - i);
     }
 
     private static long IndexAt(nint indices, bool wide, long position) => wide ? ((long*)indices)[position] : ((int*)indices)[position];

@@ -1,3 +1,4 @@
+using System.Runtime.CompilerServices;
 using System.Runtime.Intrinsics;
 
 namespace LaspNative.Runtime.Cpu;
@@ -33,17 +34,22 @@ internal sealed unsafe partial class CpuBackend
         T* pDgate = (T*)dgate.Pointer, pDup = (T*)dup.Pointer;
         ForRanges(gate.Count, Grain, (start, length) =>
         {
-            long end = start + length;
-            for (long i = start; i < end; i += Vector512<A>.Count)
-            {
-                Vector512<A> g = Element.Load<T, A>(pGate + i, end - i), u = Element.Load<T, A>(pUp + i, end - i), d = Element.Load<T, A>(pDy + i, end - i);
-                (Vector512<A> dg, Vector512<A> du) = GateGradient(g, u, d, silu);
-                Element.Store(dg, pDgate + i, end - i);
-                Element.Store(du, pDup + i, end - i);
-            }
+            long i = start, end = start + length;
+            for (; i <= end - Vector512<A>.Count; i += Vector512<A>.Count) Step(i, Vector512<A>.Count);
+            if (i < end) Step(i, end - i);
         });
+
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        void Step(long i, long count)
+        {
+            Vector512<A> g = Element.Load<T, A>(pGate + i, count), u = Element.Load<T, A>(pUp + i, count), d = Element.Load<T, A>(pDy + i, count);
+            (Vector512<A> dg, Vector512<A> du) = GateGradient(g, u, d, silu);
+            Element.Store(dg, pDgate + i, count);
+            Element.Store(du, pDup + i, count);
+        }
     }
 
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static (Vector512<A> Dgate, Vector512<A> Dup) GateGradient<A>(Vector512<A> gate, Vector512<A> up, Vector512<A> dy, bool silu) where A : unmanaged
     {
         if (!silu) return (dy * up, dy * gate);

@@ -69,7 +69,7 @@ internal sealed unsafe partial class CpuBackend
 
             tables.ScaleFromStart(queries, count, d, factor);
             MatrixProduct.Dense(queries, false, t, false, count, e, d, A.One, A.Zero, outputs);
-            for (int i = 0; i < count; i++) ChunkDecay<A>.ScaleRow(queries + ((long)i * d), d, A.CreateTruncating(i + 1));
+            for (int i = 0; i < count; i++) Rows.Scale(A.CreateTruncating(i + 1), queries + ((long)i * d), d);
             MatrixProduct.Dense(queries, false, s, false, count, e, d, A.One, A.One, outputs);
             total += Dot(outputs, gradients, count * (long)e);
 
@@ -77,7 +77,7 @@ internal sealed unsafe partial class CpuBackend
             AddScaledState(t, s, A.CreateTruncating(count), power, (long)d * e);
             tables.ScaleToEnd(keys, count, d);
             MatrixProduct.Dense(keys, true, values, false, d, e, count, A.One, power, s);
-            for (int i = 0; i < count; i++) ChunkDecay<A>.ScaleRow(keys + ((long)i * d), d, A.CreateTruncating(count - 1 - i));
+            for (int i = 0; i < count; i++) Rows.Scale(A.CreateTruncating(count - 1 - i), keys + ((long)i * d), d);
             MatrixProduct.Dense(keys, true, values, false, d, e, count, A.One, A.One, t);
         }
         if (dFinalState is null) return total;
@@ -99,24 +99,17 @@ internal sealed unsafe partial class CpuBackend
     {
         double sum = 0;
         for (int s = 0; s < count; s++, x += count, y += count)
-            for (int j = 0; j < s; j++) sum += (s - j) * double.CreateTruncating(x[j]) * double.CreateTruncating(y[j]);
+            for (int j = 0; j < s; j++) sum += (s - j) * double.CreateTruncating(x[j] * y[j]);
         return sum;
     }
 
     private static double Dot<A>(A* x, A* y, long count) where A : unmanaged, IBinaryFloatingPointIeee754<A>
     {
-        Vector512<double> low = Vector512<double>.Zero, high = Vector512<double>.Zero;
-        for (long i = 0; i < count; i += Vector512<A>.Count)
-        {
-            Vector512<A> a = Element.Load<A, A>(x + i, count - i), b = Element.Load<A, A>(y + i, count - i);
-            if (typeof(A) == typeof(double))
-            {
-                low = VectorMath.Fma(a.As<A, double>(), b.As<A, double>(), low);
-                continue;
-            }
-            low = VectorMath.Fma(Vector512.WidenLower(a.As<A, float>()), Vector512.WidenLower(b.As<A, float>()), low);
-            high = VectorMath.Fma(Vector512.WidenUpper(a.As<A, float>()), Vector512.WidenUpper(b.As<A, float>()), high);
-        }
-        return Vector512.Sum(low + high);
+        int lanes = Vector512<A>.Count;
+        long i = 0;
+        double sum = 0;
+        for (; i <= count - lanes; i += lanes) sum += VectorMath.Total(Vector512.Load(x + i) * Vector512.Load(y + i));
+        for (; i < count; i++) sum += double.CreateTruncating(x[i]) * double.CreateTruncating(y[i]);
+        return sum;
     }
 }

@@ -82,14 +82,18 @@ internal static unsafe class MatrixProduct
         }
     }
 
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static void UpdateRow<A, TC>(A* product, A alpha, A beta, TC* c, int count) where TC : unmanaged where A : unmanaged, IBinaryFloatingPointIeee754<A>
     {
-        for (int i = 0; i < count; i += Vector512<A>.Count)
-        {
-            Vector512<A> value = Element.Load<A, A>(product + i, count - i) * alpha;
-            if (beta != A.Zero) value = VectorMath.Fma(Vector512.Create(beta), Element.Load<TC, A>(c + i, count - i), value);
-            Element.Store(value, c + i, count - i);
-        }
+        int i = 0;
+        for (; i <= count - Vector512<A>.Count; i += Vector512<A>.Count) UpdateStep(product + i, alpha, beta, c + i, Vector512<A>.Count);
+        if (i < count) UpdateStep(product + i, alpha, beta, c + i, count - i);
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static void UpdateStep<A, TC>(A* product, A alpha, A beta, TC* c, int count) where TC : unmanaged where A : unmanaged, IBinaryFloatingPointIeee754<A>
+    {
+        Vector512<A> value = Element.Load<A, A>(product, count) * alpha;
+        if (beta != A.Zero) value = VectorMath.Fma(Vector512.Create(beta), Element.Load<TC, A>(c, count), value);
+        Element.Store(value, c, count);
     }
 }

@@ -1,4 +1,5 @@
 using System.Numerics;
+using System.Runtime.CompilerServices;
 using System.Runtime.Intrinsics;
 
 namespace LaspNative.Runtime.Cpu;
@@ -80,29 +81,31 @@ internal sealed unsafe partial class CpuBackend
 
     private static A InverseRms<T, A>(T* x, int width, double eps) where T : unmanaged where A : unmanaged, IBinaryFloatingPointIeee754<A>
     {
+        int lanes = Vector512<A>.Count, i = 0;
         Vector512<A> sum = Vector512<A>.Zero;
-        for (int i = 0; i < width; i += Vector512<A>.Count)
-        {
-            Vector512<A> v = Element.Load<T, A>(x + i, width - i);
-            sum = VectorMath.Fma(v, v, sum);
-        }
-        double mean = double.CreateTruncating(Vector512.Sum(sum)) / width;
-        return A.CreateTruncating(1 / Math.Sqrt(mean + eps));
+        for (; i <= width - lanes; i += lanes) sum = Accumulate(sum, Element.Load<T, A>(x + i), squares: true);
+        double total = VectorMath.Total(sum);
+        if (i < width) total += VectorMath.Total(Accumulate(Vector512<A>.Zero, Element.Load<T, A>(x + i, width - i), squares: true));
+        return A.CreateTruncating(1 / Math.Sqrt((total / width) + eps));
     }
 
     private static void NormRow<T, A>(T* x, T* weight, T* gate, A r, T* y, int width) where T : unmanaged where A : unmanaged
     {
-        for (int i = 0; i < width; i += Vector512<A>.Count)
+        int i = 0;
+        for (; i <= width - Vector512<A>.Count; i += Vector512<A>.Count) Step(i, Vector512<A>.Count);
+        if (i < width) Step(i, width - i);
+
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        void Step(int at, int count)
         {
-            int rest = width - i;
-            Vector512<A> value = Element.Load<T, A>(x + i, rest) * r;
-            if (weight is not null) value *= Element.Load<T, A>(weight + i, rest);
+            Vector512<A> value = Element.Load<T, A>(x + at, count) * r;
+            if (weight is not null) value *= Element.Load<T, A>(weight + at, count);
             if (gate is not null)
             {
-                Vector512<A> g = Element.Load<T, A>(gate + i, rest);
+                Vector512<A> g = Element.Load<T, A>(gate + at, count);
                 value *= g * VectorMath.Sigmoid(g);
             }
-            Element.Store(value, y + i, rest);
+            Element.Store(value, y + at, count);
         }
     }
 
@@ -140,47 +143,48 @@ internal sealed unsafe partial class CpuBackend
     private static void NormRowBackward<T, A>(in NormOperands<T> row, A r, T* dx, T* dgate, A* dWeight)
         where T : unmanaged where A : unmanaged, IBinaryFloatingPointIeee754<A>
     {
+        int lanes = Vector512<A>.Count, i = 0;
         Vector512<A> dot = Vector512<A>.Zero;
-        for (int i = 0; i < row.Width; i += Vector512<A>.Count)
-            dot = VectorMath.Fma(InnerGradient<T, A>(row, i), Element.Load<T, A>(row.X + i, row.Width - i) * r, dot);
-        A mean = Vector512.Sum(dot) / A.CreateTruncating(row.Width);
-        for (int i = 0; i < row.Width; i += Vector512<A>.Count)
+        for (; i <= row.Width - lanes; i += lanes) dot = VectorMath.Fma(InnerGradient<T, A>(row, i, lanes), Element.Load<T, A>(row.X + i), dot);
+        double total = VectorMath.Total(dot);
+        if (i < row.Width) total += VectorMath.Total(InnerGradient<T, A>(row, i, row.Width - i) * Element.Load<T, A>(row.X + i, row.Width - i));
+        A mean = A.CreateTruncating(total / row.Width) * r;
+        for (i = 0; i <= row.Width - Vector512<A>.Count; i += Vector512<A>.Count) NormStepBackward(row, i, Vector512<A>.Count, r, mean, dx, dgate, dWeight);
+        if (i < row.Width) NormStepBackward(row, i, row.Width - i, r, mean, dx, dgate, dWeight);
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static void NormStepBackward<T, A>(in NormOperands<T> row, int i, int count, A r, A mean, T* dx, T* dgate, A* dWeight)
+        where T : unmanaged where A : unmanaged
+    {
+        Vector512<A> n = Element.Load<T, A>(row.X + i, count) * r;
+        Vector512<A> dn = InnerGradient<T, A>(row, i, count);
+        Vector512<A> dz = Element.Load<T, A>(row.Dy + i, count);
+        if (row.Gate is not null)
         {
-            int rest = row.Width - i;
-            Vector512<A> n = Element.Load<T, A>(row.X + i, rest) * r;
-            Vector512<A> dn = InnerGradient<T, A>(row, i);
-            Vector512<A> dz = Element.Load<T, A>(row.Dy + i, rest);
-            if (row.Gate is not null)
-            {
-                Vector512<A> g = Element.Load<T, A>(row.Gate + i, rest);
-                Vector512<A> z = row.Weight is null ? n : n * Element.Load<T, A>(row.Weight + i, rest);
-                Element.Store(dz * z * VectorMath.SiluDerivative(g), dgate + i, rest);
-                dz *= g * VectorMath.Sigmoid(g);
-            }
-            if (dWeight is not null) Element.Store(Element.Load<A, A>(dWeight + i, rest) + (dz * n), dWeight + i, rest);
-            Element.Store((dn - (n * mean)) * r, dx + i, rest);
+            Vector512<A> g = Element.Load<T, A>(row.Gate + i, count);
+            Vector512<A> z = row.Weight is null ? n : n * Element.Load<T, A>(row.Weight + i, count);
+            Element.Store(dz * z * VectorMath.SiluDerivative(g), dgate + i, count);
+            dz *= g * VectorMath.Sigmoid(g);
         }
+        if (dWeight is not null) Element.Store(Element.Load<A, A>(dWeight + i, count) + (dz * n), dWeight + i, count);
+        Element.Store((dn - (n * mean)) * r, dx + i, count);
     }
 
     /// <summary>dn = dy silu(gate) w, the gradient of the normalised row.</summary>
-    private static Vector512<A> InnerGradient<T, A>(in NormOperands<T> row, int i) where T : unmanaged where A : unmanaged
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static Vector512<A> InnerGradient<T, A>(in NormOperands<T> row, int i, int count) where T : unmanaged where A : unmanaged
     {
-        int rest = row.Width - i;
-        Vector512<A> value = Element.Load<T, A>(row.Dy + i, rest);
-        if (row.Weight is not null) value *= Element.Load<T, A>(row.Weight + i, rest);
+        Vector512<A> value = Element.Load<T, A>(row.Dy + i, count);
+        if (row.Weight is not null) value *= Element.Load<T, A>(row.Weight + i, count);
         if (row.Gate is null) return value;
-        Vector512<A> g = Element.Load<T, A>(row.Gate + i, rest);
+        Vector512<A> g = Element.Load<T, A>(row.Gate + i, count);
         return value * (g * VectorMath.Sigmoid(g));
     }
 
     /// <summary>y += the sum of the rows of x, in order.</summary>
     private static void AddRows<A>(A* x, long rows, int width, A* y) where A : unmanaged
     {
-        for (int i = 0; i < width; i += Vector512<A>.Count)
-        {
-            Vector512<A> sum = Vector512<A>.Zero;
-            for (long row = 0; row < rows; row++) sum += Element.Load<A, A>(x + (row * width) + i, width - i);
-            Element.Store(Element.Load<A, A>(y + i, width - i) + sum, y + i, width - i);
-        }
+        for (long row = 0; row < rows; row++) Rows.Add(x + (row * width), y, width);
     }
 }

@@ -1,4 +1,4 @@
-using System.Numerics;
+using System.Runtime.CompilerServices;
 using System.Runtime.Intrinsics;
 
 namespace LaspNative.Runtime.Cpu;
@@ -27,7 +27,7 @@ internal sealed unsafe partial class CpuBackend
         else *(float*)result.Pointer += (float)Total<BF16, float>(x, squares: true);
     }
 
-    private double Total<T, A>(Tensor x, bool squares) where T : unmanaged where A : unmanaged, IBinaryFloatingPointIeee754<A>
+    private double Total<T, A>(Tensor x, bool squares) where T : unmanaged where A : unmanaged
     {
         T* p = (T*)x.Pointer;
         long count = x.Count, runs = (count + SumRun - 1) / SumRun;
@@ -47,17 +47,17 @@ internal sealed unsafe partial class CpuBackend
         return total;
     }
 
-    private static double RunTotal<T, A>(T* p, int count, bool squares) where T : unmanaged where A : unmanaged, IBinaryFloatingPointIeee754<A>
+    private static double RunTotal<T, A>(T* p, int count, bool squares) where T : unmanaged where A : unmanaged
     {
-        int lanes = Vector512<A>.Count;
+        int lanes = Vector512<A>.Count, i = 0;
         Vector512<A> sum = Vector512<A>.Zero;
-        for (int i = 0; i < count; i += lanes)
-        {
-            Vector512<A> x = Element.Load<T, A>(p + i, count - i);
-            sum = squares ? VectorMath.Fma(x, x, sum) : sum + x;
-        }
-        double total = 0;
-        for (int lane = 0; lane < lanes; lane++) total += double.CreateTruncating(sum.GetElement(lane));
+        for (; i <= count - lanes; i += lanes) sum = Accumulate(sum, Element.Load<T, A>(p + i), squares);
+        double total = VectorMath.Total(sum);
+        if (i < count) total += VectorMath.Total(Accumulate(Vector512<A>.Zero, Element.Load<T, A>(p + i, count - i), squares));
         return total;
     }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static Vector512<A> Accumulate<A>(Vector512<A> sum, Vector512<A> x, bool squares) where A : unmanaged =>
+        squares ? VectorMath.Fma(x, x, sum) : sum + x;
 }

@@ -1,4 +1,5 @@
 using System.Numerics;
+using System.Runtime.CompilerServices;
 using System.Runtime.Intrinsics;
 
 namespace LaspNative.Runtime.Cpu;
@@ -52,15 +53,17 @@ internal sealed unsafe partial class CpuBackend
 
     private static void Rotate<T, A>(T* x, A* cosines, A* sines, int half, T* y) where T : unmanaged where A : unmanaged
     {
-        for (int d = 0; d < half; d += Vector512<A>.Count)
+        int d = 0;
+        for (; d <= half - Vector512<A>.Count; d += Vector512<A>.Count) Step(d, Vector512<A>.Count);
+        if (d < half) Step(d, half - d);
+
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        void Step(int at, int count)
         {
-            int rest = half - d;
-            Vector512<A> c = Element.Load<A, A>(cosines + d, rest);
-            Vector512<A> s = Element.Load<A, A>(sines + d, rest);
-            Vector512<A> left = Element.Load<T, A>(x + d, rest);
-            Vector512<A> right = Element.Load<T, A>(x + half + d, rest);
-            Element.Store((left * c) - (right * s), y + d, rest);
-            Element.Store((left * s) + (right * c), y + half + d, rest);
+            Vector512<A> c = Element.Load<A, A>(cosines + at, count), s = Element.Load<A, A>(sines + at, count);
+            Vector512<A> left = Element.Load<T, A>(x + at, count), right = Element.Load<T, A>(x + half + at, count);
+            Element.Store((left * c) - (right * s), y + at, count);
+            Element.Store((left * s) + (right * c), y + half + at, count);
         }
     }
 }

@@ -19,6 +19,12 @@ internal static class VectorMath
             ? Vector256.FusedMultiplyAdd(a.As<A, float>(), b.As<A, float>(), c.As<A, float>()).As<float, A>()
             : Vector256.FusedMultiplyAdd(a.As<A, double>(), b.As<A, double>(), c.As<A, double>()).As<double, A>();
 
+    /// <summary>The sum of the lanes, in fp64.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static double Total<A>(Vector512<A> x) where A : unmanaged => typeof(A) == typeof(float)
+        ? Vector512.Sum(Vector512.WidenLower(x.As<A, float>()) + Vector512.WidenUpper(x.As<A, float>()))
+        : Vector512.Sum(x.As<A, double>());
+
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Vector512<A> Exp<A>(Vector512<A> x) where A : unmanaged =>
         typeof(A) == typeof(float)
@@ -41,6 +47,7 @@ internal static class VectorMath
     /// exp(x) = 2^n exp(r) with n = round(x / ln 2), |r| &lt;= ln 2 / 2: Taylor's polynomial of degree 7 is good to 5e-9 there.
     /// 2^n is applied in two factors, so that results reach into the subnormals; below them 0, above the largest float infinity, NaN stays NaN.
     /// </summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static Vector512<float> Exp(Vector512<float> x)
     {
         const float roundingShift = 12582912f; // 1.5 * 2^23: adding it leaves round(t) in the low bits
@@ -66,5 +73,6 @@ internal static class VectorMath
         return p * PowerOfTwo(half) * PowerOfTwo(exponent - half);
     }
 
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static Vector512<float> PowerOfTwo(Vector512<int> n) => ((n + Vector512.Create(127)) << 23).AsSingle();
 }
