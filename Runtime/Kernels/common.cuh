@@ -81,10 +81,10 @@ __device__ __forceinline__ void store(const Pack<PACK>& x, bf16* y)
     *(uint4*)y = make_uint4(pair[0], pair[1], pair[2], pair[3]);
 }
 
-// Whether rows of `row` elements behind these pointers can be read in packs (a null pointer has no rows, so it never objects).
+// Whether rows of `row` elements behind these pointers are made of packs (a null pointer has no rows, so it never objects).
 template <typename... T> __device__ __forceinline__ bool packs_fit(int64 row, const T*... x)
 {
-    return (((((unsigned long long)x | (unsigned long long)(row * (int64)sizeof(T))) & 15) == 0) && ...);
+    return row % PACK == 0 && ((((unsigned long long)x & 15) == 0) && ...);
 }
 
 // ---- Loops ----
