@@ -6,6 +6,7 @@ using System.Net.Sockets;
 using System.Reflection;
 using System.Runtime.InteropServices;
 using LaspNative.Runtime;
+using Microsoft.Win32.SafeHandles;
 
 namespace LaspNative.Collectives;
 
@@ -85,7 +86,11 @@ internal sealed class RankProcesses(Stream output, TextWriter errors) : IDisposa
     /// <summary>What a process that ended by Ctrl-C returns, and what its neighbours are about to.</summary>
     private const int InterruptedExitCode = 130;
 
+    /// <summary>A mistake that ended one rank often ends all: time for the others to say theirs.</summary>
+    private static readonly TimeSpan s_lastWords = TimeSpan.FromSeconds(1);
+
     private readonly List<(int Rank, Process Process, Task Output)> _processes = [];
+    private readonly Lock _printing = new();
 
     public void Start(int rank, ProcessStartInfo start)
     {
@@ -105,14 +110,14 @@ internal sealed class RankProcesses(Stream output, TextWriter errors) : IDisposa
     public int Wait(TimeSpan grace)
     {
         using var interrupted = new CancellationTokenSource();
-        using PosixSignalRegistration interrupt = PosixSignalRegistration.Create(PosixSignal.SIGINT, c => Forward(c, 2));
-        using PosixSignalRegistration terminate = PosixSignalRegistration.Create(PosixSignal.SIGTERM, c => Forward(c, 15));
+        using PosixSignalRegistration interrupt = PosixSignalRegistration.Create(PosixSignal.SIGINT, c => Forward(c, Signals.Interrupt));
+        using PosixSignalRegistration terminate = PosixSignalRegistration.Create(PosixSignal.SIGTERM, c => Forward(c, Signals.Terminate));
         void Forward(PosixSignalContext context, int signal)
         {
             context.Cancel = true;
-            // A terminal's Ctrl-C has reached the children already: a second one might read as impatience.
-            if (signal != 2 || Console.IsInputRedirected)
-                foreach ((_, Process process, _) in _processes) Signal(process, signal);
+            // A terminal's Ctrl-C has reached the children already: a second one would read as impatience.
+            if (signal != Signals.Interrupt || !Signals.ComeFromTerminal())
+                foreach ((_, Process process, _) in _processes) Signals.Send(process, signal);
             interrupted.CancelAfter(grace);
         }
         using CancellationTokenRegistration impatience = interrupted.Token.Register(Kill);
@@ -136,9 +141,8 @@ internal sealed class RankProcesses(Stream output, TextWriter errors) : IDisposa
             (int rank, int exit) = await ended.ConfigureAwait(false);
             if (exit == 0 || code != 0) continue;
             code = exit;
-            if (running.Count > 0) errors.WriteLine($"launch: rank {rank} ended with exit code {exit}; ending the other ranks");
-            if (exit == InterruptedExitCode) interrupted.CancelAfter(grace);
-            else Kill();
+            if (running.Count > 0) Print($"launch: rank {rank} ended with exit code {exit}; ending the other ranks");
+            interrupted.CancelAfter(exit == InterruptedExitCode ? grace : s_lastWords);
         }
         await Task.WhenAll(_processes.Select(p => p.Output)).ConfigureAwait(false);
         await output.FlushAsync().ConfigureAwait(false);
@@ -153,10 +157,12 @@ internal sealed class RankProcesses(Stream output, TextWriter errors) : IDisposa
 
     private async Task Prefix(int rank, StreamReader lines)
     {
-        while (await lines.ReadLineAsync().ConfigureAwait(false) is { } line)
-        {
-            lock (_processes) errors.WriteLine($"[{rank}] {line}");
-        }
+        while (await lines.ReadLineAsync().ConfigureAwait(false) is { } line) Print($"[{rank}] {line}");
+    }
+
+    private void Print(string line)
+    {
+        lock (_printing) errors.WriteLine(line);
     }
 
     private void Kill()
@@ -173,17 +179,40 @@ internal sealed class RankProcesses(Stream output, TextWriter errors) : IDisposa
             }
         }
     }
-
-    private static void Signal(Process process, int signal)
-    {
-        if (OperatingSystem.IsWindows()) return;
-        if (!process.HasExited) _ = LibC.kill(process.Id, signal);
-    }
 }
 
-/// <summary>What .NET does not offer: a signal to another process.</summary>
-internal static partial class LibC
+/// <summary>What .NET does not offer: signals to other processes. Elsewhere than on Unix nothing is sent.</summary>
+internal static partial class Signals
 {
-    [LibraryImport("libc")]
-    public static partial int kill(int process, int signal);
+    public const int Interrupt = 2;
+    public const int Terminate = 15;
+
+    public static void Send(Process process, int signal)
+    {
+        if (!OperatingSystem.IsWindows() && !process.HasExited) _ = Kill(process.Id, signal);
+    }
+
+    /// <summary>Whether this process is in the foreground of a terminal, whose keys then signal its children too.</summary>
+    public static bool ComeFromTerminal()
+    {
+        if (OperatingSystem.IsWindows()) return true;
+        try
+        {
+            using SafeFileHandle terminal = File.OpenHandle("/dev/tty", FileMode.Open, FileAccess.ReadWrite);
+            return ForegroundGroup((int)terminal.DangerousGetHandle()) == OwnGroup();
+        }
+        catch (Exception error) when (error is IOException or UnauthorizedAccessException or NotSupportedException)
+        {
+            return false; // There is no terminal.
+        }
+    }
+
+    [LibraryImport("libc", EntryPoint = "kill")]
+    private static partial int Kill(int process, int signal);
+
+    [LibraryImport("libc", EntryPoint = "tcgetpgrp")]
+    private static partial int ForegroundGroup(int terminal);
+
+    [LibraryImport("libc", EntryPoint = "getpgrp")]
+    private static partial int OwnGroup();
 }

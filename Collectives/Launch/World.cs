@@ -16,12 +16,14 @@ public static class World
     /// <summary>
     /// Calls <paramref name="body"/> once per rank of this process and returns when all have ended. When a rank fails, the others are ended and the first error is thrown as it was.
     /// </summary>
-    public static void Run(WorldOptions options, Action<RankContext> body, CancellationToken cancellation = default)
+    public static void Run(WorldOptions options, Action<RankContext> body, CancellationToken cancellation = default) =>
+        Run(options, LaunchedRank.FromEnvironment(), body, cancellation);
+
+    internal static void Run(WorldOptions options, LaunchedRank? launched, Action<RankContext> body, CancellationToken cancellation)
     {
         ArgumentNullException.ThrowIfNull(options);
         ArgumentNullException.ThrowIfNull(body);
         if (options.Ranks < 1) throw new LaspException($"a world needs at least 1 rank, got {options.Ranks}");
-        LaunchedRank? launched = LaunchedRank.FromEnvironment();
         int size = launched?.WorldSize ?? options.Ranks ?? 1;
         if (launched is not null) CheckLaunched(options, launched);
         RankHost host = Host(options, launched, size);
@@ -61,7 +63,8 @@ internal sealed class RankThreads(RankHost host, int size, Action<RankContext> b
         else RunAll();
         // Ranks read one another's memory until the last of them has ended, so devices go afterwards.
         foreach (Device? device in _devices) device?.Dispose();
-        if (_firstError is { SourceException: not OperationCanceledException } && cancellation.IsCancellationRequested)
+        // Ranks that stop at different moments after Ctrl-C leave one another waiting.
+        if (_firstError is { SourceException: GroupFailedException } && cancellation.IsCancellationRequested)
             throw new OperationCanceledException("the run was cancelled", _firstError.SourceException, cancellation);
         _firstError?.Throw();
     }

@@ -155,6 +155,6 @@ public sealed class LocalGroup
     private void ThrowIfFailed()
     {
         if (_failure is not { } failure) return;
-        throw failure.Reason is null ? new LaspException(failure.Message) : new LaspException(failure.Message, failure.Reason);
+        throw failure.Reason is null ? new GroupFailedException(failure.Message) : new GroupFailedException(failure.Message, failure.Reason);
     }
 }

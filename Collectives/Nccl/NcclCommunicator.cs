@@ -226,7 +226,7 @@ public sealed class NcclCommunicator : Communicator
 
     private void ThrowIfAborted()
     {
-        if (_failure is { } failure) throw new LaspException($"NCCL on rank {Rank} was ended: {failure.Message}", failure);
+        if (_failure is { } failure) throw new GroupFailedException($"NCCL on rank {Rank} was ended: {failure.Message}", failure);
     }
 
     private void ThrowIfFailed()

@@ -50,7 +50,7 @@ internal sealed class NcclThreads : RankHost, IDisposable
         {
             Meet();
         }
-        catch (LaspException)
+        catch (GroupFailedException)
         {
             // The failure is known and was aborted for; what is left is to give back what this rank holds.
         }
@@ -80,7 +80,7 @@ internal sealed class NcclThreads : RankHost, IDisposable
         return count;
     }
 
-    private static LaspException Cause((int Rank, Exception Reason) failure) => new($"rank {failure.Rank} failed: {failure.Reason.Message}", failure.Reason);
+    private static GroupFailedException Cause((int Rank, Exception Reason) failure) => new($"rank {failure.Rank} failed: {failure.Reason.Message}", failure.Reason);
 
     private void Meet()
     {

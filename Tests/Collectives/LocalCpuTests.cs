@@ -35,7 +35,7 @@ public sealed class LocalCpuTests : CollectiveContract
     [Fact]
     public void A_rank_that_leaves_fails_those_that_wait_for_it()
     {
-        LaspException error = Assert.Throws<LaspException>(() => Run(3, DType.F32, r =>
+        LaspException error = Assert.Throws<GroupFailedException>(() => Run(3, DType.F32, r =>
         {
             using Tensor tensor = Filled(r, DType.F32, 4, i => i);
             r.World.AllReduce(tensor).Wait();
@@ -61,7 +61,7 @@ public sealed class LocalCpuTests : CollectiveContract
         Task wait = Task.Run(rank.Barrier, TestContext.Current.CancellationToken);
         Thread.Sleep(50);
         group.Abort(1, new InvalidOperationException("out of luck"));
-        LaspException error = Assert.Throws<LaspException>(() => wait.GetAwaiter().GetResult());
+        LaspException error = Assert.Throws<GroupFailedException>(() => wait.GetAwaiter().GetResult());
         Assert.Equal("rank 1 failed: out of luck", error.Message);
         Assert.IsType<InvalidOperationException>(error.InnerException);
     }
@@ -125,7 +125,7 @@ public sealed class LocalCpuTests : CollectiveContract
     {
         var errors = new Exception?[ranks];
         Run(ranks, DType.F32, r => errors[r.Rank] = Record.Exception(() => body(r)));
-        Assert.All(errors, e => Assert.Contains(expected, Assert.IsType<LaspException>(e).Message, StringComparison.Ordinal));
+        Assert.All(errors, e => Assert.Contains(expected, Assert.IsType<GroupFailedException>(e).Message, StringComparison.Ordinal));
         Assert.All(errors, e => Assert.Contains("rank", e!.Message, StringComparison.Ordinal));
     }
 }
