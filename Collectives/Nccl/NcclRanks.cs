@@ -32,6 +32,8 @@ internal sealed class NcclThreads : RankHost, IDisposable
 
     public override ICommunicator Join(int rank, Device device)
     {
+        // What a rank loads later, it would load behind the others' collectives.
+        ((CudaDevice)device).Prepare(DType.F32, DType.BF16);
         // A rank that could not open its GPU has said so by now, and nobody waits for it inside NCCL.
         Meet();
         var communicator = new NcclCommunicator((CudaDevice)device, rank, _communicators.Length, _uniqueId.Value);

@@ -10,7 +10,7 @@ namespace LaspNative.Runtime.Cuda;
 public sealed partial class CudaContext : IDisposable
 {
     private static readonly Lock s_initialization = new();
-    private static bool s_initialized;
+    private static CUresult? s_initialized;
 
     private readonly bool _retained;
     private int _disposed;
@@ -65,18 +65,28 @@ public sealed partial class CudaContext : IDisposable
         return result == CUresult.CUDA_SUCCESS && current != Handle ? CudaDriver.cuCtxSetCurrent(Handle) : result;
     }
 
-    /// <summary>Loads and initialises the driver once per process. Throws when it is missing or sees no GPU.</summary>
+    /// <summary>Loads and initialises the driver once per process. Throws when it is missing or shows no GPU.</summary>
     internal static void Initialize()
+    {
+        CUresult result = TryInitialize();
+        if (result == CUresult.CUDA_ERROR_NO_DEVICE)
+            throw new LaspException("the NVIDIA driver is installed but shows no GPU; check CUDA_VISIBLE_DEVICES and the container's GPU options");
+        result.Check("cuInit");
+    }
+
+    /// <summary>Throws only when the driver is missing.</summary>
+    internal static CUresult TryInitialize()
     {
         lock (s_initialization)
         {
-            if (s_initialized) return;
+            if (s_initialized is { } known) return known;
             NativeLibraries.Require(NativeLibraries.Cuda);
             // A kernel that the driver loads lazily, at its first launch, synchronises the device: behind a collective that waits for this very rank, for ever.
             // The driver reads C's environment, which Environment.SetEnvironmentVariable does not reach.
             SetEnvironment("CUDA_MODULE_LOADING", "EAGER", overwrite: 0);
-            CudaDriver.cuInit(0).Check();
-            s_initialized = true;
+            CUresult result = CudaDriver.cuInit(0);
+            s_initialized = result;
+            return result;
         }
     }
 

@@ -62,16 +62,15 @@ public sealed class CudaDevice : Device
     /// <summary>Opens GPU <paramref name="index"/>.</summary>
     internal static Device Open(int index)
     {
-        CudaContext context;
         try
         {
-            context = CudaContext.OpenPrimary(index);
+            CudaContext.Initialize();
         }
-        catch (LaspException e) when (e is NativeCallException || !NativeLibraries.Find(NativeLibraries.Cuda).Found)
+        catch (LaspException e)
         {
             throw new LaspException($"cuda:{index} cannot be opened: {e.Message}", e);
         }
-        return Create(context, null);
+        return Create(CudaContext.OpenPrimary(index), null);
     }
 
     /// <summary>A device over a context that the host application owns; computes on <paramref name="stream"/> of that context, or on a stream of its own.</summary>

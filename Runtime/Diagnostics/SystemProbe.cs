@@ -65,10 +65,11 @@ public static class SystemProbe
         }
     }
 
-    /// <summary>The newest CUDA that the driver supports; initialises it, because a driver that loads may still refuse.</summary>
+    /// <summary>The newest CUDA that the driver supports; initialises it, because a driver that loads may still refuse. A machine without a GPU is no fault of the driver's.</summary>
     private static string DriverVersion()
     {
-        CudaContext.Initialize();
+        CUresult result = CudaContext.TryInitialize();
+        if (result != CUresult.CUDA_ERROR_NO_DEVICE) result.Check("cuInit");
         CudaDriver.cuDriverGetVersion(out int version).Check();
         return $"{version / 1000}.{version % 1000 / 10}";
     }
@@ -85,6 +86,7 @@ public static class SystemProbe
     private static List<GpuReport> Gpus()
     {
         var gpus = new List<GpuReport>();
+        if (CudaContext.TryInitialize() != CUresult.CUDA_SUCCESS) return gpus;
         CudaDriver.cuDeviceGetCount(out int count).Check();
         for (int i = 0; i < count; i++)
         {
