@@ -8,7 +8,7 @@ using System.Runtime.InteropServices;
 namespace LaspNative.Runtime.Interop;
 
 /// <summary>Where a native library was found, or every name that was tried without luck.</summary>
-/// <param name="Name">The short name that the imports use: "cuda", "nvrtc", "cublasLt", "nccl".</param>
+/// <param name="Name">The short name that the imports use: "cuda", "nvrtc", "cublasLt", "nccl", "openblas".</param>
 /// <param name="Path">The file that was loaded; null when none was.</param>
 /// <param name="Tried">Names and paths in the order tried, up to the one that loaded.</param>
 /// <param name="Remedy">What to install or set, in one clause.</param>
@@ -32,6 +32,7 @@ internal static class NativeLibraries
     public const string Nvrtc = "nvrtc";
     public const string CublasLt = "cublasLt";
     public const string Nccl = "nccl";
+    public const string OpenBlas = "openblas";
 
     private sealed record Candidate(string Override, string[] FileNames, string Remedy);
 
@@ -42,6 +43,7 @@ internal static class NativeLibraries
         [Cuda] = new("", ["libcuda.so.1", "libcuda.so"], "install the NVIDIA driver"),
         [Nvrtc] = new(LaspOptions.Current.NvrtcPath ?? "", ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11.2", "libnvrtc.so"], "install NVRTC of CUDA 12 or 13, or set LASP_NVRTC to its file"),
         [CublasLt] = new("", ["libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"], "install cuBLAS of CUDA 12 or 13, or add its folder to LD_LIBRARY_PATH"),
+        [OpenBlas] = new(LaspOptions.Current.OpenBlas ?? "", ["libopenblas.so.0", "libopenblas.so"], "install libopenblas0, or set LASP_OPENBLAS to its file, or to 0 to do without"),
         [Nccl] = new("", ["libnccl.so.2", "libnccl.so"], "install NCCL 2, or add its folder to LD_LIBRARY_PATH"),
     };
 

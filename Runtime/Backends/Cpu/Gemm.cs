@@ -1,4 +1,5 @@
 using System.Numerics;
+using LaspNative.Runtime.Interop;
 
 namespace LaspNative.Runtime.Cpu;
 
@@ -7,6 +8,10 @@ internal sealed unsafe partial class CpuBackend
 {
     /// <summary>Multiply-adds that make a thread's wake-up worth its while.</summary>
     private const long GemmGrain = 1 << 18;
+
+    /// <summary>The parts that OpenBLAS is given: enough of them for the threads, and large enough to repay the packing of both operands.</summary>
+    private const int ForeignRows = 256;
+    private const int ForeignColumns = 1024;
 
     public void Gemm(Tensor a, bool transposeA, Tensor b, bool transposeB, double alpha, double beta, Tensor c)
     {
@@ -25,7 +30,8 @@ internal sealed unsafe partial class CpuBackend
     {
         T* pa = (T*)a.Pointer, pb = (T*)b.Pointer;
         TC* pc = (TC*)c.Pointer;
-        (int tilesM, int tilesN) = Tiles(shape);
+        bool foreign = typeof(T) == typeof(A) && typeof(TC) == typeof(A) && shape.K > 0 && OpenBlas.InUse;
+        (int tilesM, int tilesN) = foreign ? FixedTiles(shape) : Tiles(shape);
         ForEach(shape.Batches * tilesM * tilesN, task =>
         {
             long batch = task / (tilesM * tilesN);
@@ -33,10 +39,22 @@ internal sealed unsafe partial class CpuBackend
             (int row, int rows) = Part(shape.M, tilesM, tile / tilesN, GemmKernel.Rows);
             (int column, int columns) = Part(shape.N, tilesN, tile % tilesN, GemmKernel.Columns<A>());
             if (rows <= 0 || columns <= 0) return;
-            MatrixView<T> va = shape.ViewA(pa, batch), vb = shape.ViewB(pb, batch);
+            MatrixView<T> va = shape.ViewA(pa, batch).From(row, 0), vb = shape.ViewB(pb, batch).From(0, column);
             TC* target = pc + (((batch * shape.M) + row) * shape.N) + column;
-            MatrixProduct.Run(va.From(row, 0), vb.From(0, column), rows, columns, shape.K, alpha, beta, target, shape.N);
+            if (foreign) ForeignProduct(shape, va.Data, vb.Data, rows, columns, alpha, beta, target);
+            else MatrixProduct.Run(va, vb, rows, columns, shape.K, alpha, beta, target, shape.N);
         });
+    }
+
+    private static void ForeignProduct<T, A, TC>(GemmShape shape, T* a, T* b, int rows, int columns, A alpha, A beta, TC* c)
+        where T : unmanaged where TC : unmanaged where A : unmanaged, IBinaryFloatingPointIeee754<A>
+    {
+        (bool ta, bool tb) = (shape.TransposeA, shape.TransposeB);
+        (int strideA, int strideB) = (ta ? shape.M : shape.K, tb ? shape.K : shape.N);
+        if (typeof(A) == typeof(float))
+            OpenBlas.Gemm(ta, tb, rows, columns, shape.K, (float)(object)alpha, (float*)a, strideA, (float*)b, strideB, (float)(object)beta, (float*)c, shape.N);
+        else
+            OpenBlas.Gemm(ta, tb, rows, columns, shape.K, (double)(object)alpha, (double*)a, strideA, (double*)b, strideB, (double)(object)beta, (double*)c, shape.N);
     }
 
     /// <summary>How many parts the rows and columns of one result are cut into, so that all threads have work.</summary>
@@ -49,6 +67,9 @@ internal sealed unsafe partial class CpuBackend
         if (shape.M >= parts * 2 * GemmKernel.Rows && shape.M >= shape.N / 4) return ((int)parts, 1);
         return (1, (int)parts);
     }
+
+    /// <summary>Another library's sums may depend on the extents that it is given, so its parts follow from the shape alone.</summary>
+    private static (int M, int N) FixedTiles(GemmShape shape) => ((shape.M + ForeignRows - 1) / ForeignRows, (shape.N + ForeignColumns - 1) / ForeignColumns);
 
     /// <summary>The start and length of part <paramref name="index"/> of <paramref name="parts"/>, cut at multiples of <paramref name="unit"/>.</summary>
     private static (int Start, int Length) Part(int extent, int parts, int index, int unit)
