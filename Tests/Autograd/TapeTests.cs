@@ -22,13 +22,12 @@ public sealed class TapeTests : IDisposable
     public void A_value_used_often_collects_all_its_gradients()
     {
         using Variable x = Parameter(0.5, -2);
-        using var tape = new Tape();
-        Variable twice = Add.Apply(x, x);
-        Variable y = Add.Apply(Silu.Apply(twice), twice); // silu(2x) + 2x
+        using Variable twice = Add.Apply(x, x);
+        using Variable activated = Silu.Apply(twice);
+        using Variable y = Add.Apply(activated, twice); // silu(2x) + 2x
         using Tensor one = Ones(2);
         y.Backward(one);
         Errors.AssertClose(x.Gradient!.ToDoubles(), [2 * ElementwiseOracle.SiluSlope(1) + 2, 2 * ElementwiseOracle.SiluSlope(-4) + 2], 1e-14, "dx");
-        y.Dispose();
     }
 
     [Fact]
@@ -74,12 +73,11 @@ public sealed class TapeTests : IDisposable
         using Variable weight = Variable.Parameter(TestData.Tensor(master, [5], DType.F32, _device));
         using Variable x = Variable.Constant(TestData.Tensor(TestData.Normal(15, 2), [3, 5], DType.BF16, _device));
         using Tensor dy = TestData.Tensor(TestData.Normal(15, 3), [3, 5], DType.BF16, _device);
-        using var tape = new Tape();
-        Variable rounded = Cast.Apply(weight, DType.BF16);
-        RmsNorm.Apply(x, rounded, 1e-5).Backward(dy);
+        using Variable rounded = Cast.Apply(weight, DType.BF16);
+        using Variable y = RmsNorm.Apply(x, rounded, 1e-5);
+        y.Backward(dy);
         var oracle = new NormalizationOracle(x.Value.ToDoubles(), 5, TestData.Rounded(master, DType.BF16), Gate: null, 1e-5);
         Errors.AssertClose(weight.Gradient!.ToDoubles(), oracle.Backward(dy.ToDoubles()).Weight, 4e-3, "dWeight");
-        rounded.Dispose();
     }
 
     [Theory]
@@ -195,5 +193,76 @@ public sealed class TapeTests : IDisposable
         using Tensor two = Ones(2);
         y.Backward(two); // a refused call leaves the tape as it was
         Assert.NotNull(x.Gradient);
+    }
+
+    [Fact]
+    public void Tied_weights_collect_both_gradients()
+    {
+        using Variable table = Variable.Parameter(Tensor.FromSpan(TestData.Normal(12, 1), [4, 3], _device));
+        using Variable copy = Variable.Parameter(Tensor.FromSpan(table.Value.ToDoubles(), [4, 3], _device));
+        NextTokenLoss(table, head: table);
+        double[] tied = table.Gradient!.ToDoubles();
+        table.ZeroGradient();
+        NextTokenLoss(table, head: copy);
+        Errors.AssertClose(tied, ElementwiseOracle.Map(table.Gradient!.ToDoubles(), copy.Gradient!.ToDoubles(), (t, c) => t + c), 1e-14, "tied gradient");
+    }
+
+    private void NextTokenLoss(Variable table, Variable head)
+    {
+        using var tape = new Tape();
+        using Tensor labels = Tensor.FromSpan([1, 3], [2], _device);
+        Variable ids = tape.Constant(Tensor.FromSpan([2, 0], [2], _device));
+        LinearCrossEntropy.Apply(Embedding.Apply(ids, table), head, labels, normalizer: 2).Backward();
+    }
+
+    /// <summary>What block checkpointing needs: backward records the block again on a tape of its own and runs that.</summary>
+    [Fact]
+    public void A_function_may_recompute_its_inside_on_a_tape_of_its_own()
+    {
+        using Variable w = Parameter(0.3, -0.4);
+        using Tensor one = Ones(2);
+        using (Variable inner = Block(w, w))
+        using (Variable outer = Block(inner, w)) outer.Backward(one);
+        double[] expected = w.Gradient!.ToDoubles();
+        w.ZeroGradient();
+        using (Variable inner = Recomputed.Apply(w, w))
+        using (Variable outer = Recomputed.Apply(inner, w)) outer.Backward(one);
+        Assert.Equal(expected, w.Gradient!.ToDoubles());
+        w.ZeroGradient();
+        Assert.Equal(2, _device.Memory.LiveCount); // w and the caller's gradient
+    }
+
+    private static Variable Block(Variable x, Variable w)
+    {
+        using Variable activated = Silu.Apply(x);
+        return GatedLinearUnit.Apply(activated, w, GateActivation.Silu);
+    }
+
+    private sealed class Recomputed : Function
+    {
+        private readonly Tensor _x;
+        private readonly Variable _weight;
+
+        private Recomputed(Variable x, Variable weight)
+        {
+            _x = Save(x.Value);
+            _weight = weight;
+        }
+
+        public static Variable Apply(Variable x, Variable weight)
+        {
+            using Variable detached = Variable.Constant(x.Value.Share());
+            using Variable constant = Variable.Constant(weight.Value.Share());
+            using Variable y = Block(detached, constant);
+            return new Recomputed(x, weight).Record([x, weight], y.Value.Share());
+        }
+
+        protected internal override void Backward(BackwardPass pass)
+        {
+            using Variable x = Variable.Parameter(_x.Share());
+            using Variable y = Block(x, _weight);
+            y.Backward(pass.RequiredOutput(0)); // adds to the weight's gradient by itself
+            pass.Give(0, x.Gradient!.Share());
+        }
     }
 }

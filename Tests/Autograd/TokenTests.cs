@@ -14,12 +14,9 @@ public sealed class TokenTests
     {
         using Device device = Device.Open("cpu:1");
         using Variable x = Variable.Parameter(Tensor.FromSpan([1.0], [1], device));
-        using (var tape = new Tape())
-        {
-            Variable token = new First(_log).Begin(x);
-            Variable between = new Between(_log).Apply(x);
-            new Second(_log, reaches: true).Finish(between, token).Backward();
-        }
+        using (Variable token = new First(_log).Begin(x))
+        using (Variable between = new Between(_log).Apply(x))
+        using (Variable y = new Second(_log, reaches: true).Finish(between, token)) y.Backward();
         Assert.Equal(["second", "between", "first", "first released"], _log);
         Assert.Equal([2.0], x.Gradient!.ToDoubles());
         x.ZeroGradient();
@@ -31,11 +28,8 @@ public sealed class TokenTests
     {
         using Device device = Device.Open("cpu:1");
         using Variable x = Variable.Parameter(Tensor.FromSpan([1.0], [1], device));
-        using (var tape = new Tape())
-        {
-            Variable token = new First(_log).Begin(x);
-            new Second(_log, reaches: false).Finish(x, token).Backward();
-        }
+        using (Variable token = new First(_log).Begin(x))
+        using (Variable y = new Second(_log, reaches: false).Finish(x, token)) y.Backward();
         Assert.Equal(["second", "first released"], _log);
     }
 

@@ -1,0 +1,42 @@
+using LaspNative.Runtime;
+using LaspNative.Tests.Oracles;
+using Xunit;
+
+namespace LaspNative.Tests.Backends;
+
+/// <summary>Horner's rule to the last bit: every strategy and every device computes P = fma(A_j, P, M_j) and nothing else.</summary>
+public class CombineStatesTests
+{
+    [Fact]
+    public void Is_a_chain_of_fused_multiply_adds_on_the_CPU()
+    {
+        using Device device = Device.Open("cpu:2");
+        Check(device);
+    }
+
+    [Fact]
+    [Trait("Category", "Gpu")]
+    public void Is_a_chain_of_fused_multiply_adds_on_the_GPU()
+    {
+        using Device device = Gpu.Open();
+        Check(device);
+    }
+
+    private static void Check(Device device)
+    {
+        const int W = 8;
+        Shape state = [2, 3, 17, 19];
+        int size = (int)state.Count;
+        float[] states = Array.ConvertAll(TestData.Normal(W * size, 1), x => (float)x);
+        float[] factors = Array.ConvertAll(TestData.Normal(W * 3, 2), x => (float)x);
+        float[] expected = Array.ConvertAll(TestData.Normal(size, 3), x => (float)x);
+        using Tensor statesTensor = Tensor.FromSpan(states, [W, 2, 3, 17, 19], device);
+        using Tensor factorsTensor = Tensor.FromSpan(factors, [W, 3], device);
+        using Tensor initial = Tensor.FromSpan(expected, state, device);
+        using Tensor result = Tensor.Empty(state, DType.F32, device);
+        device.Backend.CombineStates(statesTensor, factorsTensor, first: W - 1, count: W, step: -1, initial, result);
+        for (int j = W - 1; j >= 0; j--)
+            for (int i = 0; i < size; i++) expected[i] = MathF.FusedMultiplyAdd(factors[j * 3 + i / (17 * 19) % 3], expected[i], states[j * size + i]);
+        Assert.Equal(expected, result.ToArray<float>());
+    }
+}
