@@ -60,6 +60,23 @@ public sealed record AttendCase(DType DType, int N, bool WithDecay)
         foreach ((_, Tensor tensor) in tensors) tensor.Dispose();
     }
 
+    /// <summary>What a BF16 call may err by: twice the error of the naive op in bf16, per result.</summary>
+    public Func<string, double> Bf16Tolerance()
+    {
+        NaiveBf16Attention.Results naive = new NaiveBf16Attention(Oracle).Run(OutputGradient, dFinalState: null);
+        Dictionary<string, (double[] Values, Shape Shape, DType DType)> expected = Expected();
+        var results = new Dictionary<string, double[]>(StringComparer.Ordinal)
+        {
+            ["o"] = naive.Output,
+            ["final_state"] = naive.State,
+            ["dq"] = naive.Query,
+            ["dk"] = naive.Key,
+            ["dv"] = naive.Value,
+            ["d_log_decay"] = naive.Decay,
+        };
+        return name => Tolerances.Bf16(Errors.Relative(results[name], expected[name].Values));
+    }
+
     /// <summary>The expected tensors by name, with the shapes and element types they must have.</summary>
     public Dictionary<string, (double[] Values, Shape Shape, DType DType)> Expected()
     {

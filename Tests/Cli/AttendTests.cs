@@ -70,18 +70,7 @@ public sealed class AttendTests : IDisposable
     public void Bf16_errs_at_most_twice_as_much_as_the_naive_op(int ranks)
     {
         var call = new AttendCase(DType.BF16, 200, WithDecay: true) { Hk = 2, E = 24 };
-        NaiveBf16Attention.Results naive = new NaiveBf16Attention(call.Oracle).Run(call.OutputGradient, dFinalState: null);
-        Dictionary<string, (double[] Values, Shape Shape, DType DType)> expected = call.Expected();
-        var results = new Dictionary<string, double[]>(StringComparer.Ordinal)
-        {
-            ["o"] = naive.Output,
-            ["final_state"] = naive.State,
-            ["dq"] = naive.Query,
-            ["dk"] = naive.Key,
-            ["dv"] = naive.Value,
-            ["d_log_decay"] = naive.Decay,
-        };
-        AssertAttends(call, ranks, name => Tolerances.Bf16(Errors.Relative(results[name], expected[name].Values)));
+        AssertAttends(call, ranks, call.Bf16Tolerance());
     }
 
     [Fact]

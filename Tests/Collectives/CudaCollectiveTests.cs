@@ -6,6 +6,7 @@ using Xunit;
 namespace LaspNative.Tests.Collectives;
 
 /// <summary>Virtual ranks: threads that share one GPU.</summary>
+[Trait("Category", "Gpu")]
 public sealed class VirtualRankTests : CollectiveContract
 {
     protected override WorldOptions World(int ranks, DType dtype)
@@ -47,6 +48,7 @@ public sealed class VirtualRankTests : CollectiveContract
 }
 
 /// <summary>One GPU per rank, through NCCL, ranks as threads.</summary>
+[Trait("Category", "TwoGpus")]
 public sealed class NcclTests : CollectiveContract
 {
     protected override WorldOptions World(int ranks, DType dtype)

@@ -31,7 +31,7 @@ public sealed record StrategyCase(int W, int N, DType DType)
     private const double Scale = 0.25;
 
     /// <summary>Runs the case and returns the largest relative error, by name of what was compared ("dq on rank 1").</summary>
-    public Dictionary<string, double> Errors(WorldOptions world)
+    public Dictionary<string, double> Errors(WorldOptions world, Action<RankContext>? after = null)
     {
         var oracle = new LinearAttentionOracle(B, N, H, Hk, D, E)
         {
@@ -52,7 +52,9 @@ public sealed record StrategyCase(int W, int N, DType DType)
         var dInitial = new double[B * H * D * E];
         World.Run(world with { Ranks = W }, rank =>
         {
+            rank.World.Counters.Reset();
             RankResult result = RunRank(rank, oracle, dO, dFinal);
+            after?.Invoke(rank);
             lock (errors)
             {
                 void Compare(string what, double[] actual, double[] reference) => errors[$"{what} on rank {rank.Rank}"] = Oracles.Errors.Relative(actual, reference);
