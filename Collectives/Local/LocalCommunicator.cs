@@ -98,6 +98,8 @@ internal sealed class LocalCommunicator : Communicator
         FreeReturned();
         long sequence = _sequences.GetValueOrDefault(channel);
         StagedBlock? block = source is null ? null : Stage(source);
+        // Also where nothing is staged: what was queued so far may still use the memory that the destination now has.
+        if (block is null) _copies.FollowCompute();
         try
         {
             LocalExchange exchange = _group.Post(Rank, channel, sequence, operation, block);

@@ -39,10 +39,15 @@ public sealed class VirtualRankTests : CollectiveContract
         for (int round = 1; round <= 20; round++)
         {
             r.Device.Backend.Fill(round * 10 + r.Rank, source);
+            r.Device.Backend.Fill(double.NaN, destination);
             r.World.AllGather(source, destination).Wait();
             r.Device.Backend.Fill(-1, source);
             double[] values = destination.ToDoubles();
             for (int rank = 0; rank < 4; rank++) Assert.All(values[(rank * Count)..(rank * Count + 64)], v => Assert.Equal(round * 10 + rank, v));
+
+            r.Device.Backend.Fill(r.Rank == 3 ? round : double.NaN, destination);
+            r.World.Broadcast(destination, 3).Wait();
+            Assert.All(destination.ToDoubles()[^64..], v => Assert.Equal(round, v));
         }
     });
 }
