@@ -30,7 +30,7 @@ internal sealed class TrainingProgress(Terminal terminal, TrainOptions options, 
         _announced = true;
         TrainingRecipe recipe = options.Recipe;
         string device = _gpu?.Name ?? Text($"{Environment.ProcessorCount} cores");
-        terminal.Note(Text($"{name}: {Parameters(options.Config)} parameters, {DTypeName} on {options.World.Device.ToString().ToLowerInvariant()} ({device}), {_ranks} {(_ranks == 1 ? "rank" : "ranks")}{(options.World.VirtualRanks ? " sharing one GPU" : "")}, {options.Strategy.Name}"));
+        terminal.Note(Text($"{name}: {Parameters(options.Config)} parameters, {DTypeName} on {options.World.Device.ToString().ToLowerInvariant()} ({device}), {_ranks} {(_ranks == 1 ? "rank" : "ranks")}{(options.World is { Device: DeviceKind.Cuda, VirtualRanks: true } ? " sharing one GPU" : "")}, {options.Strategy.Name}"));
         terminal.Note(Text($"{recipe.Steps} steps of {recipe.Batch} x {recipe.SequenceLength} tokens, seed {options.Seed}, output in {options.Output}"));
     }
 

@@ -1,3 +1,4 @@
+using System.Collections.Concurrent;
 using LaspNative.Model;
 using LaspNative.Runtime;
 using LaspNative.Runtime.Cpu;
@@ -9,6 +10,8 @@ namespace LaspNative.Tests.Cli;
 /// <summary>One attention call as a file: inputs that differ per head, and the fp64 answer on the values as stored.</summary>
 public sealed record AttendCase(DType DType, int N, bool WithDecay)
 {
+    private static readonly ConcurrentDictionary<AttendCase, Dictionary<string, (double[] Values, Shape Shape, DType DType)>> s_expected = new();
+
     public int B { get; init; } = 2;
 
     public int H { get; init; } = 4;
@@ -39,6 +42,41 @@ public sealed record AttendCase(DType DType, int N, bool WithDecay)
 
     public double[]? FinalStateGradient => WithStates ? TestData.Rounded(TestData.Normal(B * H * D * E, 6), DType.Accumulator()) : null;
 
+    /// <summary>Runs lasp attend on this call and compares all that it writes; <paramref name="tolerance"/> is asked per tensor.</summary>
+    public void AssertAttends(string device, int ranks, Func<string, double> tolerance, params string[] more)
+    {
+        string folder = Directory.CreateTempSubdirectory("lasp-attend-").FullName;
+        (string input, string output) = (Path.Combine(folder, "in"), Path.Combine(folder, "out"));
+        try
+        {
+            Write(input);
+            LaspRun run = Lasp.Run(["attend", "--input", input, "--output", output, "--device", device, "--ranks", $"{ranks}", .. more]);
+            Assert.True(run.ExitCode == 0, run.Error);
+            AssertFile(output, s_expected.GetOrAdd(this, c => c.Expected()), tolerance);
+        }
+        finally
+        {
+            Directory.Delete(folder, recursive: true);
+        }
+    }
+
+    /// <summary>What a BF16 call may err by: twice the error of the naive op in bf16, per result.</summary>
+    public Func<string, double> Bf16Tolerance()
+    {
+        NaiveBf16Attention.Results naive = new NaiveBf16Attention(Oracle).Run(OutputGradient, FinalStateGradient);
+        Dictionary<string, (double[] Values, Shape Shape, DType DType)> expected = s_expected.GetOrAdd(this, c => c.Expected());
+        var results = new Dictionary<string, double[]>(StringComparer.Ordinal)
+        {
+            ["o"] = naive.Output,
+            ["final_state"] = naive.State,
+            ["dq"] = naive.Query,
+            ["dk"] = naive.Key,
+            ["dv"] = naive.Value,
+            ["d_log_decay"] = naive.Decay,
+        };
+        return name => Tolerances.Bf16(Errors.Relative(results[name], expected[name].Values));
+    }
+
     private double[] Operand(int heads, int width, int seed) => TestData.Rounded(TestData.Heads(B * N, heads, width, seed), DType);
 
     public void Write(string path, bool withGradient = true)
@@ -58,23 +96,6 @@ public sealed record AttendCase(DType DType, int N, bool WithDecay)
         if (withGradient && FinalStateGradient is { } dFinal) tensors.Add(("d_final_state", TestData.Tensor(dFinal, [B, H, D, E], acc, device)));
         SafetensorsWriter.Write(path, tensors);
         foreach ((_, Tensor tensor) in tensors) tensor.Dispose();
-    }
-
-    /// <summary>What a BF16 call may err by: twice the error of the naive op in bf16, per result.</summary>
-    public Func<string, double> Bf16Tolerance()
-    {
-        NaiveBf16Attention.Results naive = new NaiveBf16Attention(Oracle).Run(OutputGradient, dFinalState: null);
-        Dictionary<string, (double[] Values, Shape Shape, DType DType)> expected = Expected();
-        var results = new Dictionary<string, double[]>(StringComparer.Ordinal)
-        {
-            ["o"] = naive.Output,
-            ["final_state"] = naive.State,
-            ["dq"] = naive.Query,
-            ["dk"] = naive.Key,
-            ["dv"] = naive.Value,
-            ["d_log_decay"] = naive.Decay,
-        };
-        return name => Tolerances.Bf16(Errors.Relative(results[name], expected[name].Values));
     }
 
     /// <summary>The expected tensors by name, with the shapes and element types they must have.</summary>

@@ -5,12 +5,8 @@ namespace LaspNative.Tests.Cli;
 
 /// <summary>lasp attend on a GPU that all ranks share, against the fp64 definition: F32 within 5e-5, BF16 within twice the naive op's error.</summary>
 [Trait("Category", "Gpu")]
-public sealed class AttendGpuTests : IDisposable
+public class AttendGpuTests
 {
-    private readonly string _folder = Directory.CreateTempSubdirectory("lasp-attend-").FullName;
-
-    public void Dispose() => Directory.Delete(_folder, recursive: true);
-
     public static TheoryData<DType, int, int, bool> Grid()
     {
         var grid = new TheoryData<DType, int, int, bool>();
@@ -23,27 +19,39 @@ public sealed class AttendGpuTests : IDisposable
 
     [Theory]
     [MemberData(nameof(Grid))]
-    public void Any_number_of_ranks_gives_the_definition(DType dtype, int ranks, int tokens, bool decay)
+    public void Any_number_of_ranks_gives_the_definition(DType dtype, int ranks, int tokens, bool decay) =>
+        AssertAttends(new AttendCase(dtype, tokens, decay) { E = 24 }, ranks);
+
+    [Theory]
+    [InlineData(1)]
+    [InlineData(3)]
+    public void States_enter_and_leave(int ranks)
     {
-        Gpu.Require();
-        var call = new AttendCase(dtype, tokens, decay) { E = 24 };
-        AssertAttends(call, dtype == DType.BF16 ? call.Bf16Tolerance() : _ => 5e-5, "--virtual-ranks", "--ranks", $"{ranks}");
+        AssertAttends(new AttendCase(DType.F32, 130, WithDecay: true) { WithStates = true }, ranks);
+        AssertAttends(new AttendCase(DType.F32, 130, WithDecay: true) { WithStates = true, Hk = 2, D = 33, E = 5 }, ranks);
+    }
+
+    [Theory]
+    [InlineData(1)]
+    [InlineData(3)]
+    public void Key_heads_may_be_fewer_and_widths_may_differ(int ranks)
+    {
+        AssertAttends(new AttendCase(DType.F32, 70, WithDecay: true) { Hk = 1, D = 33, E = 5, B = 1 }, ranks);
+        AssertAttends(new AttendCase(DType.F32, 66, WithDecay: false) { H = 2, Hk = 2, D = 256, E = 192, B = 1 }, ranks);
+        AssertAttends(new AttendCase(DType.F32, 100, WithDecay: true) { H = 2, Hk = 1, D = 128, E = 128, B = 1 }, ranks);
+        AssertAttends(new AttendCase(DType.BF16, 300, WithDecay: true) { H = 2, Hk = 1, D = 128, E = 128, B = 1 }, ranks);
     }
 
     [Fact]
-    public void States_enter_and_leave()
+    public void Each_rank_may_have_a_gpu_of_its_own()
     {
-        Gpu.Require();
-        AssertAttends(new AttendCase(DType.F32, 130, WithDecay: true) { WithStates = true, Hk = 2, D = 33, E = 5 }, _ => 5e-5, "--virtual-ranks", "--ranks", "3");
+        Gpu.Require(gpus: 2);
+        new AttendCase(DType.F32, 130, WithDecay: true) { WithStates = true }.AssertAttends("cuda", ranks: 2, _ => 5e-5);
     }
 
-    private void AssertAttends(AttendCase call, Func<string, double> tolerance, params string[] more)
+    private static void AssertAttends(AttendCase call, int ranks)
     {
-        string input = Path.Combine(_folder, "in");
-        string output = Path.Combine(_folder, "out");
-        call.Write(input);
-        LaspRun run = Lasp.Run(["attend", "--input", input, "--output", output, "--device", "cuda", .. more]);
-        Assert.True(run.ExitCode == 0, run.Error);
-        AttendCase.AssertFile(output, call.Expected(), tolerance);
+        Gpu.Require();
+        call.AssertAttends("cuda", ranks, call.DType == DType.BF16 ? call.Bf16Tolerance() : _ => 5e-5, "--virtual-ranks");
     }
 }
