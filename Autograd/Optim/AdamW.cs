@@ -36,7 +36,11 @@ public sealed class AdamW : IDisposable
     private readonly List<Slot> _slots = [];
     private readonly Device? _device;
 
-    public AdamW(IReadOnlyList<NamedParameter> parameters, AdamWOptions options)
+    /// <param name="exactValue">
+    /// The value of a narrower parameter before it was rounded, in any type; taken over. Null: masters start from the rounded values. From those, which all lie on the
+    /// narrow type's grid, the first updates round the same way everywhere and are up to a quarter too large or small.
+    /// </param>
+    public AdamW(IReadOnlyList<NamedParameter> parameters, AdamWOptions options, Func<NamedParameter, Tensor>? exactValue = null)
     {
         ArgumentNullException.ThrowIfNull(parameters);
         ArgumentNullException.ThrowIfNull(options);
@@ -47,7 +51,11 @@ public sealed class AdamW : IDisposable
             Tensor value = parameter.Variable.Value;
             DType acc = value.DType.Accumulator();
             Tensor master = value.DType == acc ? value.Share() : Tensor.Empty(value.Shape, acc, value.Device, MemoryCategory.Optimizer);
-            if (value.DType != acc) value.Device.Backend.Cast(value, master);
+            if (value.DType != acc)
+            {
+                using Tensor start = exactValue?.Invoke(parameter) ?? value.Share();
+                value.Device.Backend.Cast(start, master);
+            }
             _slots.Add(new Slot(
                 parameter,
                 Tensor.Zeros(value.Shape, acc, value.Device, MemoryCategory.Optimizer),

@@ -14,7 +14,7 @@ internal static class DoctorCommand
         Option<string?> json = OptionKinds.Text("--json", "Write the findings as JSON to this file; - is standard output.", "FILE");
         var command = new ExampleCommand(
             "doctor",
-            "Look for .NET, OpenBLAS, GPUs, driver, NVRTC, cuBLASLt and NCCL; compile and run one kernel; gather once between two GPUs.",
+            "Look for .NET, GPUs, driver, NVRTC, cuBLASLt and NCCL; compile and run one kernel; gather once between two GPUs.",
             "lasp doctor",
             "lasp doctor --json doctor.json") { json };
         command.SetAction(parsed =>
@@ -38,8 +38,6 @@ internal static class DoctorCommand
         void Row(string what, string state, string detail) => table.AddRow(new Text(what), new Text(state, StyleOf(state)), new Text(detail));
         Row(".NET", "found", $"{Environment.Version} on {RuntimeInformation.OSDescription} ({RuntimeInformation.ProcessArchitecture.ToString().ToLowerInvariant()})");
         Row("CPU", "found", $"{Environment.ProcessorCount} cores, {VectorBits}-bit vectors");
-        if (system.OpenBlas.Usable) Row("OpenBLAS", "found", $"{system.OpenBlas.Version} in {system.OpenBlas.Status.Path}");
-        else Row("OpenBLAS", "not used", "optional: without it the own matrix product runs");
         foreach ((string name, LibraryReport library) in Libraries(system))
         {
             string release = name == "driver" && system.DriverRelease is { } driver ? $"release {driver}, CUDA " : "";
@@ -73,7 +71,7 @@ internal static class DoctorCommand
         CudaUsable = SystemProbe.IsCudaUsable(out string reason),
         CudaProblem = reason.Length == 0 ? null : reason,
         system.DriverRelease,
-        Libraries = Libraries(system).Append((Name: "OpenBLAS", Library: system.OpenBlas)).ToDictionary(
+        Libraries = Libraries(system).ToDictionary(
             l => l.Name.ToLowerInvariant(),
             l => new { l.Library.Usable, l.Library.Version, l.Library.Status.Path, l.Library.Status.Tried, l.Library.Problem },
             StringComparer.Ordinal),

@@ -48,7 +48,7 @@ internal sealed class LinearAttentionLayer : IDisposable
         using Variable q = Features(x, _qProj, _config.NumAttentionHeads, sequence);
         using Variable? gate = _gProj is null ? null : Heads(x, _gProj, _config.NumAttentionHeads);
         using Variable o = LinearAttention.Finish(q, pending);
-        using Variable normed = GatedHeadNorm.Apply(o, _oNorm, gate, _config.RmsNormEps);
+        using Variable normed = GatedHeadNorm.Apply(o, _oNorm, gate, _config.HeadEps);
         using Variable merged = Reshape.Apply(normed, [x.Shape[0], x.Shape[1], _oProj.Shape[1]]);
         return Linear.Apply(merged, _oProj);
     }

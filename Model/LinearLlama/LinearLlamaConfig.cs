@@ -58,6 +58,12 @@ public sealed record LinearLlamaConfig
 
     public double RmsNormEps { get; init; } = 1e-5;
 
+    /// <summary>
+    /// Added to the mean square in the norm of a head's output; <see cref="RmsNormEps"/> by default. Outputs that are nearly zero, as of a sequence's first tokens, keep only their
+    /// sign under a small one: then rounding differences grow about tenfold per step, and runs that should agree do not. 1 lets small outputs stay small.
+    /// </summary>
+    public double? HeadNormEps { get; init; }
+
     /// <summary>Base of the rotary angles.</summary>
     public double RopeTheta { get; init; } = 500000;
 
@@ -88,6 +94,8 @@ public sealed record LinearLlamaConfig
 
     internal int HeadWidth => HeadDim ?? HiddenSize / NumAttentionHeads;
 
+    internal double HeadEps => HeadNormEps ?? RmsNormEps;
+
     internal int LinearKeyValueHeads => LinearNumKeyValueHeads ?? NumAttentionHeads;
 
     internal int FullKeyValueHeads => NumKeyValueHeads ?? NumAttentionHeads;
@@ -108,6 +116,7 @@ public sealed record LinearLlamaConfig
         RequireDivides(FullKeyValueHeads, "num_key_value_heads");
         RequireDivides(LinearKeyValueHeads, "linear_num_key_value_heads");
         if (!(RmsNormEps > 0)) throw new LaspException($"rms_norm_eps is {RmsNormEps}; it must be greater than 0");
+        if (!(HeadEps > 0)) throw new LaspException($"head_norm_eps is {HeadEps}; it must be greater than 0");
         if (!(RopeTheta > 0)) throw new LaspException($"rope_theta is {RopeTheta}; it must be greater than 0");
         if (!(InitializerRange >= 0)) throw new LaspException($"initializer_range is {InitializerRange}; it must be 0 or more");
         if (LayerTypes.Count != 0 && LayerTypes.Count != NumHiddenLayers)

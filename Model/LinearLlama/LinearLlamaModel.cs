@@ -9,6 +9,7 @@ namespace LaspNative.Model;
 public sealed class LinearLlamaModel : IDisposable
 {
     private readonly List<LinearLlamaBlock> _blocks = [];
+    private readonly ModelParameters _parameters;
     private readonly Variable _embedTokens;
     private readonly Variable? _norm;
     private readonly Variable _lmHead;
@@ -23,14 +24,13 @@ public sealed class LinearLlamaModel : IDisposable
         RequireAvailable(config);
         Config = config;
         DType = dtype;
-        var parameters = new ModelParameters(device, dtype, seed, config.InitializerRange);
-        Parameters = parameters.All;
+        _parameters = new ModelParameters(device, dtype, seed, config.InitializerRange);
         try
         {
-            _embedTokens = parameters.Matrix("model.embed_tokens.weight", config.VocabSize, config.HiddenSize);
-            for (int i = 0; i < config.NumHiddenLayers; i++) _blocks.Add(new LinearLlamaBlock(config, i, parameters, device, dtype));
-            _norm = parameters.NormWeight("model.norm.weight", config.HiddenSize, config.Norm);
-            _lmHead = config.TieWordEmbeddings ? _embedTokens : parameters.Matrix("lm_head.weight", config.VocabSize, config.HiddenSize);
+            _embedTokens = _parameters.Matrix("model.embed_tokens.weight", config.VocabSize, config.HiddenSize);
+            for (int i = 0; i < config.NumHiddenLayers; i++) _blocks.Add(new LinearLlamaBlock(config, i, _parameters, device, dtype));
+            _norm = _parameters.NormWeight("model.norm.weight", config.HiddenSize, config.Norm);
+            _lmHead = config.TieWordEmbeddings ? _embedTokens : _parameters.Matrix("lm_head.weight", config.VocabSize, config.HiddenSize);
         }
         catch
         {
@@ -44,7 +44,10 @@ public sealed class LinearLlamaModel : IDisposable
     /// <summary>Type of parameters and activations.</summary>
     public DType DType { get; }
 
-    public IReadOnlyList<NamedParameter> Parameters { get; }
+    public IReadOnlyList<NamedParameter> Parameters => _parameters.All;
+
+    /// <summary>The initial value of a parameter in fp32, before it was rounded to the model's type: what an optimizer's master weights start from. The caller's.</summary>
+    public Tensor InitialValue(NamedParameter parameter) => _parameters.ExactValue(parameter.Name, parameter.Variable.Shape);
 
     /// <summary>Throws <see cref="LaspException"/> when the configuration is invalid or needs layers that do not exist here.</summary>
     public static void RequireAvailable(LinearLlamaConfig config)

@@ -14,34 +14,27 @@ internal sealed class ModelParameters(Device device, DType dtype, ulong seed, do
     public IReadOnlyList<NamedParameter> All => _all;
 
     /// <summary>A weight [outputs, inputs] of normal values.</summary>
-    public Variable Matrix(string name, long outputs, long inputs)
-    {
-        var values = new float[checked(outputs * inputs)];
-        CounterRandom.Named(seed, name).FillNormal(values, initializerRange);
-        return Add(name, values, [outputs, inputs]);
-    }
+    public Variable Matrix(string name, long outputs, long inputs) => Add(name, [outputs, inputs]);
 
     /// <summary>A norm's weight [width] of ones; null for a norm that has none.</summary>
-    public Variable? NormWeight(string name, long width, NormKind kind)
+    public Variable? NormWeight(string name, long width, NormKind kind) => kind == NormKind.SimpleRms ? null : Add(name, [width]);
+
+    /// <summary>The initial value of a parameter before it is rounded to the model's type, in fp32.</summary>
+    public Tensor ExactValue(string name, Shape shape)
     {
-        if (kind == NormKind.SimpleRms) return null;
-        var values = new float[width];
-        Array.Fill(values, 1);
-        return Add(name, values, [width]);
+        var values = new float[shape.Count];
+        if (shape.Rank == 1) Array.Fill(values, 1);
+        else CounterRandom.Named(seed, name).FillNormal(values, initializerRange);
+        return Tensor.FromSpan(values, shape, device, MemoryCategory.Workspace);
     }
 
-    private Variable Add(string name, float[] values, Shape shape)
+    private Variable Add(string name, Shape shape)
     {
+        using Tensor exact = ExactValue(name, shape);
         Tensor value = Tensor.Empty(shape, dtype, device, MemoryCategory.Parameters);
-        Upload(values, value);
+        device.Backend.Cast(exact, value);
         var variable = Variable.Parameter(value);
         _all.Add(new NamedParameter(name, variable, Decays: shape.Rank > 1));
         return variable;
-    }
-
-    private static void Upload(float[] values, Tensor destination)
-    {
-        using Tensor exact = Tensor.FromSpan(values, destination.Shape, destination.Device, MemoryCategory.Workspace);
-        destination.Device.Backend.Cast(exact, destination);
     }
 }

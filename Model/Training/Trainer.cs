@@ -32,7 +32,7 @@ internal sealed class Trainer : IDisposable
         _meter = rank.Device.Kind == DeviceKind.Cpu ? new WaitMeter(rank.World) : null;
         _sequence = new SequenceContext(_meter ?? rank.World, options.Strategy, new SequencePartition(recipe.SequenceLength, rank.Size));
         _model = new LinearLlamaModel(options.Config, rank.Device, options.DType, unchecked((ulong)options.Seed));
-        _optimizer = new AdamW(_model.Parameters, new AdamWOptions { Beta1 = recipe.Beta1, Beta2 = recipe.Beta2, WeightDecay = recipe.WeightDecay });
+        _optimizer = new AdamW(_model.Parameters, new AdamWOptions { Beta1 = recipe.Beta1, Beta2 = recipe.Beta2, WeightDecay = recipe.WeightDecay }, _model.InitialValue);
         _gradients = new GradientSynchronizer(_model.Parameters, _sequence.Group);
     }
 

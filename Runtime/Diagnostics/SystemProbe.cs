@@ -16,10 +16,9 @@ public sealed record LibraryReport(NativeLibraryStatus Status, string? Version, 
 /// <summary>One GPU that the driver shows.</summary>
 public sealed record GpuReport(int Index, string Name, (int Major, int Minor) ComputeCapability, long MemoryBytes, int MultiprocessorCount);
 
-/// <summary>What of CUDA this machine has, and whether OpenBLAS speeds up the CPU.</summary>
-/// <param name="OpenBlas">Optional: without it the own matrix product runs.</param>
+/// <summary>What of CUDA this machine has.</summary>
 /// <param name="DriverRelease">The kernel module's release, "580.159.03"; null when unknown.</param>
-public sealed record SystemReport(LibraryReport Driver, string? DriverRelease, LibraryReport Nvrtc, LibraryReport CublasLt, LibraryReport Nccl, LibraryReport OpenBlas, IReadOnlyList<GpuReport> Gpus);
+public sealed record SystemReport(LibraryReport Driver, string? DriverRelease, LibraryReport Nvrtc, LibraryReport CublasLt, LibraryReport Nccl, IReadOnlyList<GpuReport> Gpus);
 
 /// <summary>Looks at the machine without computing on it: libraries, versions, GPUs. Never throws for what is missing.</summary>
 public static class SystemProbe
@@ -33,7 +32,6 @@ public static class SystemProbe
             Library(NativeLibraries.Nvrtc, () => { (int major, int minor) = KernelCompiler.Version(); return $"{major}.{minor}"; }),
             Library(NativeLibraries.CublasLt, () => Dotted((long)Interop.CublasLt.cublasLtGetVersion())),
             Library(NativeLibraries.Nccl, NcclVersion),
-            Library(NativeLibraries.OpenBlas, Interop.OpenBlas.Version),
             driver.Usable ? Gpus() : []);
     }
 

@@ -28,13 +28,6 @@ internal static unsafe partial class OpenBlas
     public static void Gemm(bool transposeA, bool transposeB, int m, int n, int k, double alpha, double* a, int strideA, double* b, int strideB, double beta, double* c, int strideC) =>
         cblas_dgemm(RowMajor, transposeA ? Transpose : NoTranspose, transposeB ? Transpose : NoTranspose, m, n, k, alpha, a, strideA, b, strideB, beta, c, strideC);
 
-    /// <summary>"0.3.21", from a text such as "OpenBLAS 0.3.21 DYNAMIC_ARCH NO_AFFINITY Haswell MAX_THREADS=64".</summary>
-    public static string Version()
-    {
-        string[] words = (Marshal.PtrToStringUTF8(openblas_get_config()) ?? "").Split(' ', StringSplitOptions.RemoveEmptyEntries);
-        return words.FirstOrDefault(w => char.IsAsciiDigit(w[0])) ?? string.Join(' ', words);
-    }
-
     private static bool Open()
     {
         string? choice = LaspOptions.Current.OpenBlas;
@@ -44,9 +37,6 @@ internal static unsafe partial class OpenBlas
         openblas_set_num_threads(1);
         return true;
     }
-
-    [LibraryImport(Library)]
-    private static partial nint openblas_get_config();
 
     [LibraryImport(Library)]
     private static partial void openblas_set_num_threads(int threads);

@@ -32,6 +32,7 @@ public class LinearLlamaConfigTests
             HeadDim = 20,
             IntermediateSize = 50,
             RmsNormEps = 1e-6,
+            HeadNormEps = 0.5,
             RopeTheta = 10000.5,
             TieWordEmbeddings = false,
             InitializerRange = 0.1,
@@ -98,6 +99,7 @@ public class LinearLlamaConfigTests
     [InlineData("""{ "layer_types": ["mamba"] }""", "mamba")]
     [InlineData("""{ "output_gate": 1 }""", "output_gate is 1")]
     [InlineData("""{ "rms_norm_eps": 0 }""", "rms_norm_eps is 0")]
+    [InlineData("""{ "head_norm_eps": -1 }""", "head_norm_eps is -1")]
     [InlineData("""{ "attention_bias": true }""", "attention_bias is true")]
     [InlineData("""{ "rope_scaling": { "factor": 8 } }""", "rope_scaling")]
     [InlineData("""[1]""", "object")]

@@ -1,5 +1,7 @@
+using LaspNative.Autograd;
 using LaspNative.Model;
 using LaspNative.Runtime;
+using LaspNative.Tests.Oracles;
 using Xunit;
 
 namespace LaspNative.Tests.Model;
@@ -72,6 +74,19 @@ public class PresetTests
         Assert.InRange(embeddings.Average(), -0.001, 0.001);
         Assert.InRange(Math.Sqrt(embeddings.Average(x => x * x)), 0.0195, 0.0205);
         Assert.NotEqual(values["model.layers.0.self_attn.q_proj.weight"], values["model.layers.0.self_attn.k_proj.weight"]);
+    }
+
+    [Fact]
+    public void Master_weights_of_a_bf16_model_start_unrounded()
+    {
+        LinearLlamaConfig config = Preset.Find("tnl-0.4b-test").Config;
+        using Device device = Device.Open("cpu");
+        using var exact = new LinearLlamaModel(config, device, DType.F32, seed: 5);
+        using var rounded = new LinearLlamaModel(config, device, DType.BF16, seed: 5);
+        using var optimizer = new AdamW(rounded.Parameters, new AdamWOptions(), rounded.InitialValue);
+        var masters = optimizer.ExportState().ToDictionary(t => t.Name, t => t.Tensor);
+        Assert.All(exact.Parameters, p => Assert.Equal(p.Variable.Value.ToDoubles(), masters[p.Name + ".master"].ToDoubles()));
+        Assert.All(exact.Parameters.Zip(rounded.Parameters), p => Assert.Equal(TestData.Rounded(p.First.Variable.Value.ToDoubles(), DType.BF16), p.Second.Variable.Value.ToDoubles()));
     }
 
     [Fact]

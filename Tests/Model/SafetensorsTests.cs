@@ -120,58 +120,6 @@ public sealed class SafetensorsTests : IDisposable
         Assert.Single(Directory.GetFiles(_folder));
     }
 
-    /// <summary>A sparse file: two bytes are written, the rest takes no room.</summary>
-    [Fact]
-    public void Bytes_beyond_two_gibibytes_are_reached()
-    {
-        const long count = 3L << 30;
-        string header = $$"""{"q":{"dtype":"BF16","shape":[1,{{count / 2}},1,1],"data_offsets":[0,{{count}}]} }""";
-        string path = PathOf("large");
-        WriteRaw(path, (ulong)header.Length, header, 0);
-        using (FileStream stream = new(path, FileMode.Append))
-        {
-            stream.SetLength(8 + header.Length + count);
-            stream.Position = stream.Length - 2;
-            stream.Write([0x80, 0x3F]);
-        }
-        using SafetensorsFile file = SafetensorsFile.Open(path);
-        Assert.Equal([1, count / 2, 1, 1], file.Info("q").Shape);
-        var last = new byte[2];
-        file.Read("q", count - 2, last);
-        Assert.Equal([0x80, 0x3F], last);
-    }
-
-    [Fact]
-    public void No_damage_to_a_header_gets_past_the_checks_as_anything_but_one_line()
-    {
-        using Device device = Device.Open("cpu:1");
-        using Tensor a = Tensor.FromSpan([1f, 2f], [2], device);
-        using Tensor b = Tensor.FromSpan([3L], [1, 1], device);
-        SafetensorsWriter.Write(PathOf("whole"), [("a", a), ("b", b)], new Dictionary<string, string>(StringComparer.Ordinal) { ["k"] = "v" });
-        byte[] whole = File.ReadAllBytes(PathOf("whole"));
-        var random = new Random(1);
-        int refused = 0;
-        for (int i = 0; i < 1000; i++)
-        {
-            byte[] damaged = [.. whole];
-            for (int hits = random.Next(1, 4); hits > 0; hits--) damaged[random.Next(damaged.Length)] = (byte)random.Next(256);
-            bool isCut = random.Next(2) == 0;
-            File.WriteAllBytes(PathOf("damaged"), isCut ? damaged[..random.Next(damaged.Length)] : damaged);
-            try
-            {
-                using SafetensorsFile file = SafetensorsFile.Open(PathOf("damaged"));
-                foreach (string name in file.Names) file.Load(name, device).Dispose();
-            }
-            catch (LaspException e)
-            {
-                Assert.DoesNotContain('\n', e.Message);
-                refused++;
-            }
-        }
-        Assert.InRange(refused, 700, 999);
-        Assert.Equal(0, device.Memory.Current - a.Bytes - b.Bytes);
-    }
-
     private static void WriteRaw(string path, ulong length, string header, int dataBytes)
     {
         var prefix = new byte[8];

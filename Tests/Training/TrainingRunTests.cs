@@ -63,6 +63,18 @@ public class TrainingRunTests
     }
 
     [Theory]
+    [InlineData(4, DType.F32, 1e-5)]
+    [InlineData(1, DType.BF16, 1e-2)]
+    public void Rounding_does_not_grow_in_the_tiny_preset(int ranks, DType dtype, double tolerance)
+    {
+        using var folder = new TemporaryFolder();
+        Preset preset = Preset.Find("tiny");
+        TrainOptions options = Options(folder, "exact") with { Config = preset.Config, Recipe = preset.Training with { SequenceLength = 128, Batch = 4 }, StopAfter = 20 };
+        double[] exact = Losses(options), rounded = Losses(options with { Output = folder["rounded"], World = new WorldOptions(DeviceKind.Cpu, ranks), DType = dtype });
+        Assert.All(exact.Zip(rounded), pair => Assert.Equal(pair.First, pair.Second, tolerance));
+    }
+
+    [Theory]
     [InlineData(1, DType.F32)]
     [InlineData(2, DType.F32)]
     [InlineData(1, DType.BF16)]
