@@ -24,8 +24,8 @@ internal readonly unsafe struct MatrixView<T>(T* data, long rowStride, long colu
 /// </summary>
 internal static unsafe class MatrixProduct
 {
-    private const int DepthBlock = 256;
-    private const int RowBlock = 240; // a multiple of the kernel's rows on every machine
+    private const int DepthBlock = 512;
+    private const int RowBlock = 144; // a multiple of the kernel's rows on every machine
     private const int ColumnBlock = 2048;
 
     /// <summary>c [m, n] is row-major with rows <paramref name="stride"/> apart; beta = 0 does not read it.</summary>
