@@ -12,6 +12,7 @@ public sealed class TokenStream
 
     private readonly int[][] _documents;
     private readonly long[] _starts;
+    private readonly Lazy<ulong> _fingerprint;
 
     public TokenStream(IEnumerable<int[]> documents)
     {
@@ -22,6 +23,7 @@ public sealed class TokenStream
             _starts[i] = Count;
             Count += _documents[i].Length;
         }
+        _fingerprint = new Lazy<ulong>(ComputeFingerprint);
     }
 
     /// <summary>Number of tokens.</summary>
@@ -54,7 +56,9 @@ public sealed class TokenStream
     }
 
     /// <summary>A number that other texts are very unlikely to share.</summary>
-    public ulong Fingerprint()
+    public ulong Fingerprint => _fingerprint.Value;
+
+    private ulong ComputeFingerprint()
     {
         ulong hash = 14695981039346656037;
         foreach (int[] document in _documents)

@@ -116,7 +116,7 @@ internal sealed class Trainer : IDisposable
         Seed = _options.Seed,
         Tokenizer = _options.Tokenizer,
         CorpusTokens = _stream.Count,
-        CorpusFingerprint = _stream.Fingerprint(),
+        CorpusFingerprint = _stream.Fingerprint,
         Recipe = _options.Recipe,
         DType = _options.DType,
         Device = _rank.Device.Kind.ToString(),

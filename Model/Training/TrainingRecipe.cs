@@ -15,8 +15,9 @@ public sealed record TrainingRecipe(
     /// <summary>Throws a <see cref="LaspException"/> that names the first value no run can have.</summary>
     public void Validate()
     {
-        Require(SequenceLength is >= 1 and <= int.MaxValue / 2, "sequence length", SequenceLength, "at least 1 and at most 1073741823");
+        Require(SequenceLength >= 1, "sequence length", SequenceLength, "at least 1");
         Require(Batch >= 1, "batch", Batch, "at least 1");
+        Require(SequenceLength <= Array.MaxLength / Batch, "number of tokens in a step", (Int128)Batch * SequenceLength, $"at most {Array.MaxLength}");
         Require(Steps >= 1, "number of steps", Steps, "at least 1");
         Require(LearningRate > 0 && double.IsFinite(LearningRate), "learning rate", LearningRate, "greater than 0");
         Require(MinLearningRate >= 0 && MinLearningRate <= LearningRate, "last learning rate", MinLearningRate, $"between 0 and the peak, {LearningRate}");

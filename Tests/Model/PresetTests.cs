@@ -18,6 +18,10 @@ public class PresetTests
         Assert.False(config.OutputGate);
     }
 
+    [Fact]
+    public void Flops_per_token_follow_the_formula() =>
+        Assert.Equal(6 * 1336479744.0 + 3 * 16 * 16 * (4 * 64 * 128 + 4 * 128 * 128), Preset.Find("linear-llama3-1b").Config.FlopsPerToken, 1.0);
+
     [Theory]
     [InlineData("tiny", 0.8e6, 1.2e6)]
     [InlineData("tnl-0.4b", 0.37e9, 0.44e9)]

@@ -65,14 +65,14 @@ public class RankParityTests
     private static SequenceBatch Batch(int tokens, Func<int, int, bool> valid)
     {
         var random = new CounterRandom(11);
-        int[][] ids = new int[2][], labels = new int[2][];
+        var batch = new SequenceBatch(2, tokens);
         for (int b = 0; b < 2; b++)
         {
             int[] text = [.. Enumerable.Range(0, tokens + 1).Select(i => (int)(random.Uniform((ulong)(i + b * 1000)) * 40))];
-            ids[b] = text[..tokens];
-            labels[b] = [.. Enumerable.Range(0, tokens).Select(i => valid(b, i) ? text[i + 1] : TokenStream.IgnoredLabel)];
+            text.AsSpan(0, tokens).CopyTo(batch.Tokens(b));
+            for (int i = 0; i < tokens; i++) batch.Labels(b)[i] = valid(b, i) ? text[i + 1] : TokenStream.IgnoredLabel;
         }
-        return new SequenceBatch(ids, labels);
+        return batch;
     }
 
     private static void AssertParity(LinearLlamaConfig config, SequenceBatch batch, int ranks, DType dtype)
@@ -98,7 +98,7 @@ public class RankParityTests
         {
             using var model = new LinearLlamaModel(config, rank.Device, dtype, seed: 3);
             using var gradients = new GradientSynchronizer(model.Parameters, rank.World);
-            var sequence = new SequenceContext(rank.World, Lasp2.Default, new SequencePartition(batch.Tokens[0].Length, ranks));
+            var sequence = new SequenceContext(rank.World, Lasp2.Default, new SequencePartition(batch.Length, ranks));
             (Tensor ids, Tensor labels) = batch.Shard(sequence.Partition, rank.Rank, rank.Device);
             using (labels)
             using (var tape = new Tape())

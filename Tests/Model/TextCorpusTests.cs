@@ -80,9 +80,9 @@ public class TextCorpusTests
     [Fact]
     public void The_fingerprint_tells_texts_apart()
     {
-        ulong print = new TokenStream([[1, 2, 3], [4]]).Fingerprint();
-        Assert.Equal(print, new TokenStream([[1, 2, 3], [4]]).Fingerprint());
-        Assert.NotEqual(print, new TokenStream([[1, 2], [3, 4]]).Fingerprint());
-        Assert.NotEqual(print, new TokenStream([[1, 3, 2], [4]]).Fingerprint());
+        ulong print = new TokenStream([[1, 2, 3], [4]]).Fingerprint;
+        Assert.Equal(print, new TokenStream([[1, 2, 3], [4]]).Fingerprint);
+        Assert.NotEqual(print, new TokenStream([[1, 2], [3, 4]]).Fingerprint);
+        Assert.NotEqual(print, new TokenStream([[1, 3, 2], [4]]).Fingerprint);
     }
 }

@@ -252,6 +252,7 @@ public class TrainingRunTests
         TrainOptions options = Options(folder, "out");
         Assert.Contains("batch is 0", Refused(options with { Recipe = options.Recipe with { Batch = 0 } }), StringComparison.Ordinal);
         Assert.Contains("sequence length is 0", Refused(options with { Recipe = options.Recipe with { SequenceLength = 0 } }), StringComparison.Ordinal);
+        Assert.Contains("tokens in a step is 4000000000", Refused(options with { Recipe = options.Recipe with { Batch = 2, SequenceLength = 2_000_000_000 } }), StringComparison.Ordinal);
         Assert.Contains("learning rate is -1", Refused(options with { Recipe = options.Recipe with { LearningRate = -1 } }), StringComparison.Ordinal);
         Assert.Contains("step 0", Refused(options with { StopAfter = 0 }), StringComparison.Ordinal);
         Assert.Contains("vocab_size is 100", Refused(options with { Config = options.Config with { VocabSize = 100 } }), StringComparison.Ordinal);
