@@ -48,7 +48,7 @@ public static class Presets
     public static IReadOnlyList<Preset> All { get; } =
     [
         new("tiny", "learns bytes on a CPU in under a minute", new LinearLlamaConfig { Decay = DecayRule.Lightning, HeadNormEps = 1 },
-            new(256, 8, 60, 2e-3, 2e-4, 10, 0.1, 0.9, 0.95, 1.0)),
+            new(256, 8, 60, 1e-3, 1e-4, 10, 0.1, 0.9, 0.95, 1.0)),
         new("linear-llama3-1b", "Linear-Llama3 of LASP-2, basic linear attention in every layer", s_llama1B, s_lasp2),
         new("linear-llama3-1b-test", "the same in small", Small(s_llama1B), s_test),
         new("linear-llama3-1b-hybrid4", "every fourth layer softmax attention", Hybrid4(s_llama1B with { NumKeyValueHeads = 8 }), s_lasp2),
