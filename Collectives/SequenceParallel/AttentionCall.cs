@@ -93,11 +93,16 @@ public sealed class AttentionCall
 
     internal Tensor EmptyState() => Tensor.Empty(StateShape, DType.Accumulator(), Device, MemoryCategory.States);
 
-    /// <summary>The A of every rank, [W, H], known on each rank without a message: lengths are known and the decay is per head.</summary>
+    /// <summary>The A of every rank, [W, B, H], known on each rank without a message: lengths are known and the decay is per head.</summary>
     internal Tensor RankDecays(Tensor? decay)
     {
-        Tensor factors = Tensor.Empty([Group.Size, Heads], DType.Accumulator(), Device, MemoryCategory.States);
-        Device.Backend.RunDecay(decay, Partition.Lengths(), factors);
+        Tensor factors = Tensor.Empty([Group.Size, Batch, Heads], DType.Accumulator(), Device, MemoryCategory.States);
+        for (int rank = 0; rank < Group.Size; rank++)
+        {
+            using Tensor own = factors.Slice(rank, 1);
+            using Tensor factor = own.View([Batch, Heads]);
+            Device.Backend.RunDecay(decay, Partition.Length(rank), factor);
+        }
         return factors;
     }
 }

@@ -102,11 +102,12 @@ public interface IBackend
     /// </summary>
     void Rope(Tensor x, long firstPosition, double theta, bool inverse, Tensor y);
 
-    // ---- Linear attention (LinearAttention.cs): S_i = exp(g) S_{i-1} + k_i^T v_i,  o_i = scale q_i S_i ----
-    // q, o, dO [B,N,H,D|E]; k [B,N,Hk,D]; v [B,N,Hk,E]; decay: log decay per head [H] of Acc, or null (none); states [B,H,D,E] of Acc.
-    // N may be 0. G_i below is i*g for i = 1..N; sub-chunks of 64 tokens carry the state, so no exponent spans the run.
+    // ---- Linear attention (LinearAttention.cs): S_i = a_i . S_{i-1} + k_i^T v_i,  o_i = scale q_i S_i,  a_i = exp(g_i) ----
+    // q, o, dO [B,N,H,D|E]; k [B,N,Hk,D]; v [B,N,Hk,E]; states [B,H,D,E] of Acc.
+    // decay: the log decay g of Acc, told apart by its shape: null (none), [H] per head, [B,N,H] per token and head, [B,N,H,D] per token, head and key channel (a multiplies the rows of S).
+    // N may be 0. G_i below is the sum of g over tokens 1..i; it restarts at every sub-chunk of at most 64 tokens, which carries the state, so no exponent spans the run.
 
-    /// <summary>M = sum_i exp(G_N - G_i) k_i^T v_i: the state that this run leaves when it enters with zero.</summary>
+    /// <summary>M = sum_i exp(G_N - G_i) . k_i^T v_i: the state that this run leaves when it enters with zero.</summary>
     void LinearAttentionState(Tensor k, Tensor v, Tensor? decay, Tensor state);
 
     /// <summary>o_i = scale * q_i S_i with S_0 = initialState [B,H,D,E] (null: zero). Intra and inter part in one pass.</summary>
@@ -125,19 +126,74 @@ public interface IBackend
     void LinearAttentionBackwardKeyValue(Tensor q, Tensor k, Tensor v, Tensor dO, Tensor? decay, Tensor? dFinalState, double scale, Tensor dk, Tensor dv);
 
     /// <summary>
-    /// dDecay_h = sum over this run's positions of the paths that cross them, [H] of Acc. Computed forward-mode, without subtraction: with T = dS/dg of this run
-    /// (zero on entry), dg = sum_i scale * q_i T_i . dO_i + &lt;T_N, dFinalState&gt;.
+    /// dDecay, shaped like decay: for every position the sum over the paths that cross it (dg_i = sum_{s&gt;=i} q_s.dq_s^inter + sum_{j&lt;i} k_j.dk_j^inter + &lt;A.P, D&gt; + sum_{j&lt;i&lt;=s} ...),
+    /// without subtraction. Per head [H] it is computed forward-mode: with T = dS/dg of this run (zero on entry), dg = sum_i scale * q_i T_i . dO_i + &lt;T_N, dFinalState&gt;.
     /// </summary>
     void LinearAttentionBackwardDecay(Tensor q, Tensor k, Tensor v, Tensor dO, Tensor decay, Tensor? initialState, Tensor? dFinalState, double scale, Tensor dDecay);
 
-    /// <summary>factors[j, h] = exp(lengths[j] * decay[h]): the A of a run of lengths[j] tokens, [lengths.Length, H] of Acc; 1 where decay is null.</summary>
-    void RunDecay(Tensor? decay, ReadOnlySpan<long> lengths, Tensor factors);
+    /// <summary>
+    /// factor = A of a run of this many tokens: 1 (decay null), exp(tokens * g) (per head), exp(sum of g over the run's N = tokens) otherwise. factor is [B,H], or [B,H,D] for a decay per channel, of Acc.
+    /// </summary>
+    void RunDecay(Tensor? decay, long tokens, Tensor factor);
 
     /// <summary>
     /// Horner's rule over the runs' pairs (A_j, M_j): P = initial (null: zero); for j = first, first + step, ... (count times): P = fma(A_j, P, M_j).
-    /// states [W, B,H,D,E], factors [W, H], initial and destination [B,H,D,E], all of Acc; step is +1 or -1. The one kernel of every strategy, so that all give the same bits.
+    /// states [W, ...] with R rows of E elements each (usually [W, B,H,D,E], R = B*H*D); factors [W, ...] with F elements each, F a divisor of R: row r takes factor r / (R/F), so [W,B,H] is a factor
+    /// per head and [W,B,H,D] one per channel. initial and destination have a state's size; destination may be initial. All of Acc; step is +1 or -1.
+    /// The one kernel of every strategy, so that all give the same bits.
     /// </summary>
     void CombineStates(Tensor states, Tensor factors, int first, int count, int step, Tensor? initial, Tensor destination);
+
+    /// <summary>
+    /// y = scale * x S (transpose: x S^T) per batch row and head, no decay and no mask: what bidirectional attention does with its one state. state [B,H,D,E] of Acc; x [B,N,Hx,D] (transpose: E),
+    /// y [B,N,Hy,E] (transpose: D). Hx is H or Hk (query head h reads x head h / (H/Hx)); Hy is H or Hk (the query heads of a group are summed, in order).
+    /// </summary>
+    void ApplyState(Tensor x, Tensor state, bool transpose, double scale, Tensor y);
+
+    // ---- Left products of linear attention between two runs (LinearAttentionBlock.cs): for ring attention, which passes no state ----
+
+    /// <summary>
+    /// weights = between * exp(G_i) (toEnd false) or between * exp(G_N - G_i) (toEnd true), the decay from a run's entry to token i or from token i to its exit. weights [B,N,H], or [B,N,H,D] for a decay per
+    /// channel, of Acc; between [B,H] or [B,H,D], or null: 1. Sums are taken in fp64, because here they span the run.
+    /// </summary>
+    void DecayWeights(Tensor? decay, bool toEnd, Tensor? between, Tensor weights);
+
+    /// <summary>Adds: o_i += scale * sum_j ((wq_i q_i) . (wk_j k_j)) v_j over all pairs, no mask. q [B,C,H,D], k [B,M,Hk,D], v [B,M,Hk,E] of T; weights [B,.,H] or [B,.,H,D] of Acc, or null: 1; o [B,C,H,E] of Acc.</summary>
+    void LinearAttentionBlock(Tensor q, Tensor k, Tensor v, Tensor? queryWeights, Tensor? keyWeights, double scale, Tensor o);
+
+    /// <summary>Adds the gradients of <see cref="LinearAttentionBlock"/>: dq [B,C,H,D], and per QUERY head dk [B,M,H,D] and dv [B,M,H,E], all of Acc (weights included: they are gradients of q, k, v themselves).</summary>
+    void LinearAttentionBlockBackward(Tensor q, Tensor k, Tensor v, Tensor dO, Tensor? queryWeights, Tensor? keyWeights, double scale, Tensor dq, Tensor dk, Tensor dv);
+
+    /// <summary>
+    /// Adds the paths of x [B,N,H,D] (T) with dx [B,N,H,D] (Acc) that cross each position: dDecay_n += sum_{i&gt;=n} x_i.dx_i (fromEntry true: paths from before the run to token i) or sum_{j&lt;n} x_j.dx_j
+    /// (fromEntry false: from token j to after the run). dDecay is [H], [B,N,H] or [B,N,H,D] of Acc; products are summed over D unless it is per channel, and over positions and batch where it is per head.
+    /// x with Hk heads is read at h / (H/Hk).
+    /// </summary>
+    void AddDecayPaths(Tensor x, Tensor dx, bool fromEntry, Tensor dDecay);
+
+    // ---- Softmax attention over a block of keys (SoftmaxAttention.cs) ----
+    // q [B,C,H,D], k [B,M,Hk,D], v [B,M,Hk,E]. ranges I64 [C,2]: query i sees the keys whose global index lies in [ranges[i,0], ranges[i,1]] (causal, documents and their absence are all that);
+    // key j of the block has global index firstKey + j. No [C,M] matrix is ever held.
+
+    /// <summary>o_i = sum_j softmax_j(scale q_i.k_j) v_j over the visible keys of this block, logSumExp [B,C,H] of Acc; a query that sees none has o = 0 and logSumExp = -infinity. o is T or Acc.</summary>
+    void SoftmaxAttention(Tensor q, Tensor k, Tensor v, Tensor ranges, long firstKey, double scale, Tensor o, Tensor logSumExp);
+
+    /// <summary>Merges a partial result over other keys into (o, logSumExp), by running maxima. o, partial [B,C,H,E] and both logSumExp [B,C,H] of Acc.</summary>
+    void MergeSoftmax(Tensor partial, Tensor partialLogSumExp, Tensor o, Tensor logSumExp);
+
+    /// <summary>delta_i = sum_e o_ie dO_ie, [B,C,H] of Acc. o is T or Acc, dO is T.</summary>
+    void SoftmaxDelta(Tensor o, Tensor dO, Tensor delta);
+
+    /// <summary>
+    /// Adds the gradients that pass through this block: with p_ij = exp(scale q_i.k_j - logSumExp_i) and ds_ij = p_ij (dO_i.v_j - delta_i): dq_i += scale sum_j ds_ij k_j, dk_j += scale sum_i ds_ij q_i,
+    /// dv_j += sum_i p_ij dO_i. logSumExp and delta are the whole row's. dq [B,C,H,D], dk [B,M,Hk,D], dv [B,M,Hk,E] of Acc; heads of a group are summed in order.
+    /// </summary>
+    void SoftmaxAttentionBackward(Tensor q, Tensor k, Tensor v, Tensor dO, Tensor logSumExp, Tensor delta, Tensor ranges, long firstKey, double scale, Tensor dq, Tensor dk, Tensor dv);
+
+    // ---- Layout (Permute.cs) ----
+
+    /// <summary>y = x with its dimensions in another order: y.Shape[i] = x.Shape[axes[i]]; any dtype, up to five dimensions.</summary>
+    void Permute(Tensor x, ReadOnlySpan<int> axes, Tensor y);
 
     // ---- Loss (CrossEntropy.cs) ----
 

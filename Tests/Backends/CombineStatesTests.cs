@@ -28,15 +28,15 @@ public class CombineStatesTests
         Shape state = [2, 3, 17, 19];
         int size = (int)state.Count;
         float[] states = Array.ConvertAll(TestData.Normal(W * size, 1), x => (float)x);
-        float[] factors = Array.ConvertAll(TestData.Normal(W * 3, 2), x => (float)x);
+        float[] factors = Array.ConvertAll(TestData.Normal(W * 6, 2), x => (float)x);
         float[] expected = Array.ConvertAll(TestData.Normal(size, 3), x => (float)x);
         using Tensor statesTensor = Tensor.FromSpan(states, [W, 2, 3, 17, 19], device);
-        using Tensor factorsTensor = Tensor.FromSpan(factors, [W, 3], device);
+        using Tensor factorsTensor = Tensor.FromSpan(factors, [W, 2, 3], device);
         using Tensor initial = Tensor.FromSpan(expected, state, device);
         using Tensor result = Tensor.Empty(state, DType.F32, device);
         device.Backend.CombineStates(statesTensor, factorsTensor, first: W - 1, count: W, step: -1, initial, result);
         for (int j = W - 1; j >= 0; j--)
-            for (int i = 0; i < size; i++) expected[i] = MathF.FusedMultiplyAdd(factors[j * 3 + i / (17 * 19) % 3], expected[i], states[j * size + i]);
+            for (int i = 0; i < size; i++) expected[i] = MathF.FusedMultiplyAdd(factors[j * 6 + i / (17 * 19)], expected[i], states[j * size + i]);
         Assert.Equal(expected, result.ToArray<float>());
     }
 }

@@ -40,16 +40,10 @@ public static partial class OpCases
     private static void AddLinearAttention()
     {
         foreach (AttentionShape shape in s_attention) s_rows[shape.Name] = () => Attention(shape);
-        foreach (bool decayed in (bool[])[true, false])
-        {
-            long[] lengths = [0, 1, 65, 3, 100_000];
-            s_rows[$"run decay {(decayed ? "per head" : "none")}"] = () => new OpCase
-            {
-                Operands = [.. decayed ? (Operand[])[Acc("decay", [3], TestData.Decays(3))] : [], Acc("factors", [lengths.Length, 3])],
-                Call = (backend, t) => backend.RunDecay(decayed ? t("decay") : null, lengths, t("factors")),
-                Oracle = v => Results(("factors", [.. lengths.SelectMany(n => Enumerable.Range(0, 3).Select(h => decayed ? Math.Exp(n * v("decay")[h]) : 1))])),
-            };
-        }
+        foreach (long tokens in (long[])[0, 1, 65, 100_000]) AddRunDecay("none", [], [2, 3], tokens);
+        foreach (long tokens in (long[])[0, 1, 65, 100_000]) AddRunDecay("per head", [3], [2, 3], tokens);
+        foreach (long tokens in (long[])[0, 1, 65]) AddRunDecay("per token", [2, tokens, 3], [2, 3], tokens);
+        foreach (long tokens in (long[])[0, 1, 65]) AddRunDecay("per channel", [2, tokens, 3, 5], [2, 3, 5], tokens);
         AddCombine(first: 0, count: 0, step: 1, initial: true);
         AddCombine(first: 0, count: 0, step: 1, initial: false);
         AddCombine(first: 0, count: 4, step: 1, initial: true);
@@ -121,6 +115,20 @@ public static partial class OpCases
         return results;
     }
 
+    private static void AddRunDecay(string kind, Shape decay, Shape factor, long tokens)
+    {
+        bool none = decay.Rank == 0, perToken = decay.Rank > 1;
+        int columns = (int)(factor.Count / 2);
+        s_rows[$"run decay {kind} over {tokens} tokens"] = () => new OpCase
+        {
+            Operands = [.. none ? [] : (Operand[])[Acc("decay", decay, Array.ConvertAll(TestData.Normal(decay.Count, 1, 0.1), x => -Math.Abs(x)))], Acc("factor", factor)],
+            Call = (backend, t) => backend.RunDecay(none ? null : t("decay"), tokens, t("factor")),
+            Oracle = v => Results(("factor", [.. Enumerable.Range(0, 2 * columns).Select(i => Math.Exp(none ? 0 : perToken
+                ? Enumerable.Range(0, (int)tokens).Sum(n => v("decay")[((i / columns * (int)tokens) + n) * columns + (i % columns)])
+                : tokens * v("decay")[i % columns]))])),
+        };
+    }
+
     private static void AddCombine(int first, int count, int step, bool initial)
     {
         const int W = 4;
@@ -131,7 +139,7 @@ public static partial class OpCases
         {
             Operands =
             [
-                Acc("states", [W, b, h, d, e], TestData.Heads(W * b, h, d * e, 1)), Acc("factors", [W, h], TestData.Normal(W * h, 2)),
+                Acc("states", [W, b, h, d, e], TestData.Heads(W * b, h, d * e, 1)), Acc("factors", [W, b, h], TestData.Normal(W * b * h, 2)),
                 .. initial ? (Operand[])[Acc("initial", state, TestData.Normal(size, 3))] : [],
                 Acc("result", state),
             ],
@@ -140,7 +148,7 @@ public static partial class OpCases
             {
                 double[] p = initial ? [.. v("initial")] : new double[size];
                 for (int n = 0, j = first; n < count; n++, j += step)
-                    for (int i = 0; i < size; i++) p[i] = v("factors")[j * h + i / (d * e) % h] * p[i] + v("states")[j * size + i];
+                    for (int i = 0; i < size; i++) p[i] = v("factors")[j * b * h + i / (d * e)] * p[i] + v("states")[j * size + i];
                 return Results(("result", p));
             },
         };

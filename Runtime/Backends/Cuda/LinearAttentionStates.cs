@@ -5,18 +5,14 @@ internal sealed partial class CudaBackend
 {
     private const string StatesFile = "states";
 
-    public void RunDecay(Tensor? decay, ReadOnlySpan<long> lengths, Tensor factors)
+    public void RunDecay(Tensor? decay, long tokens, Tensor factor)
     {
-        RequireType(factors, DType.F32);
-        long heads = factors.Shape[-1];
-        if (factors.Count != lengths.Length * heads) throw new LaspException($"factors of shape {factors.Shape} do not hold one row for each of {lengths.Length} runs");
-        if (decay is not null)
-        {
-            RequireType(decay, DType.F32);
-            if (decay.Count != heads) throw new LaspException($"a decay of shape {decay.Shape} does not fit factors of shape {factors.Shape}");
-        }
-        for (int run = 0; run < lengths.Length; run++)
-            Launch(StatesFile, "run_decay", DType.F32, LaunchShape.For(heads, BlockThreads), PointerOrNull(decay), lengths[run], heads, factors.Pointer + (nint)(run * heads * sizeof(float)));
+        RequireType(factor, DType.F32);
+        if (decay is not null) RequireType(decay, DType.F32);
+        RunDecayShape run = RunDecayShape.Of(decay, tokens, factor);
+        Launch(
+            StatesFile, "run_decay", DType.F32, LaunchShape.For(factor.Count, BlockThreads),
+            PointerOrNull(decay), run.PerToken ? 1 : 0, tokens, run.Columns, factor.Count, factor.Pointer);
     }
 
     public void CombineStates(Tensor states, Tensor factors, int first, int count, int step, Tensor? initial, Tensor destination)
@@ -26,13 +22,13 @@ internal sealed partial class CudaBackend
         RequireType(destination, DType.F32);
         if (initial is not null) RequireSame(destination, initial);
         bool inside = count <= 0 || (InRange(first, states) && InRange(first + ((count - 1L) * step), states));
-        bool fits = states.Count == states.Shape[0] * destination.Count && factors.Shape.Rank == 2 && factors.Shape[0] == states.Shape[0];
-        if (!inside || !fits || step is not (1 or -1) || destination.Shape.Rank != 4 || factors.Shape[1] != destination.Shape[1])
+        long groups = factors.Shape[0] == 0 ? 0 : factors.Count / factors.Shape[0];
+        bool fits = states.Count == states.Shape[0] * destination.Count && factors.Shape[0] == states.Shape[0] && (groups == 0 ? destination.Count == 0 : destination.Count % groups == 0);
+        if (!inside || !fits || step is not (1 or -1))
             throw new LaspException($"cannot combine runs {first}, {first + step}, .. ({count} of them) of states {states.Shape} with factors {factors.Shape} into {destination.Shape}");
         Launch(
             StatesFile, "combine_states", DType.F32, LaunchShape.For(destination.Count, BlockThreads),
-            states.Pointer, factors.Pointer, first, count, step, PointerOrNull(initial), destination.Count, destination.Shape[2] * destination.Shape[3],
-            destination.Shape[1], destination.Pointer);
+            states.Pointer, factors.Pointer, first, count, step, PointerOrNull(initial), destination.Count, groups, destination.Pointer);
     }
 
     private static bool InRange(long run, Tensor states) => run >= 0 && run < states.Shape[0];
