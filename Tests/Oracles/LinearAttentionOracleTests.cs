@@ -6,15 +6,59 @@ namespace LaspNative.Tests.Oracles;
 public class LinearAttentionOracleTests
 {
     [Theory]
-    [InlineData(1, 5, 2, 2, 3, 4, false, false)]
-    [InlineData(2, 7, 4, 2, 3, 2, true, false)]
-    [InlineData(1, 6, 3, 1, 2, 5, true, true)]
-    [InlineData(1, 4, 2, 2, 3, 3, false, true)]
-    public void Gradients_equal_central_differences(int b, int n, int h, int hk, int d, int e, bool decay, bool states)
+    [InlineData(1, 5, 2, 2, 3, 4, DecayKind.None, false)]
+    [InlineData(2, 7, 4, 2, 3, 2, DecayKind.Head, false)]
+    [InlineData(1, 6, 3, 1, 2, 5, DecayKind.Head, true)]
+    [InlineData(1, 4, 2, 2, 3, 3, DecayKind.None, true)]
+    [InlineData(2, 5, 4, 2, 3, 2, DecayKind.Token, true)]
+    [InlineData(2, 5, 4, 2, 3, 2, DecayKind.Channel, true)]
+    public void Gradients_equal_central_differences(int b, int n, int h, int hk, int d, int e, DecayKind decay, bool states) =>
+        CheckGradients(Problem(b, n, h, hk, d, e, decay, states), states);
+
+    [Theory]
+    [InlineData(DecayKind.None)]
+    [InlineData(DecayKind.Head)]
+    [InlineData(DecayKind.Token)]
+    [InlineData(DecayKind.Channel)]
+    public void Gradients_of_packed_documents_equal_central_differences(DecayKind decay) => CheckGradients(Packed(decay), states: true);
+
+    [Fact]
+    public void Gradients_without_a_mask_equal_central_differences()
     {
-        LinearAttentionOracle oracle = Problem(b, n, h, hk, d, e, decay, states);
-        double[] dOutput = TestData.Normal(b * n * h * e, 5);
-        double[]? dFinal = states ? TestData.Normal(b * h * d * e, 6) : null;
+        CheckGradients(Problem(2, 4, 4, 2, 3, 2, DecayKind.None, states: true) with { Causal = false }, states: true);
+        CheckGradients(Packed(DecayKind.None) with { Causal = false }, states: true);
+    }
+
+    [Theory]
+    [InlineData(DecayKind.Head)]
+    [InlineData(DecayKind.Channel)]
+    public void A_packed_document_is_attention_of_its_own(DecayKind decay)
+    {
+        LinearAttentionOracle packed = Packed(decay);
+        LinearAttentionOracle.Values together = packed.Forward();
+        int q = packed.H * packed.D, k = packed.Hk * packed.D, v = packed.Hk * packed.E, o = packed.H * packed.E, state = packed.H * packed.D * packed.E;
+        for (int n = 0; n < packed.DocumentCount; n++)
+        {
+            (int start, int end) = ((int)packed.CuSeqlens![n], (int)packed.CuSeqlens[n + 1]);
+            LinearAttentionOracle.Values alone = new LinearAttentionOracle(1, end - start, packed.H, packed.Hk, packed.D, packed.E)
+            {
+                Q = packed.Q[(start * q)..(end * q)],
+                K = packed.K[(start * k)..(end * k)],
+                V = packed.V[(start * v)..(end * v)],
+                Decay = decay == DecayKind.Head ? packed.Decay : packed.Decay![(start * q)..(end * q)],
+                InitialState = packed.InitialState![(n * state)..((n + 1) * state)],
+                Scale = packed.Scale,
+            }.Forward();
+            Assert.Equal(alone.Output, together.Output[(start * o)..(end * o)]);
+            Assert.Equal(alone.FinalState, together.FinalState[(n * state)..((n + 1) * state)]);
+        }
+    }
+
+    private static void CheckGradients(LinearAttentionOracle oracle, bool states)
+    {
+        double[] dOutput = TestData.Normal(oracle.B * oracle.N * oracle.H * oracle.E, 5);
+        int stateCount = oracle.DocumentCount * oracle.H * oracle.D * oracle.E;
+        double[]? dFinal = states ? TestData.Normal(stateCount, 6) : null;
 
         double Loss(LinearAttentionOracle o)
         {
@@ -26,14 +70,14 @@ public class LinearAttentionOracleTests
         Check(gradients.Query, oracle.Q, x => Loss(oracle with { Q = x }));
         Check(gradients.Key, oracle.K, x => Loss(oracle with { K = x }));
         Check(gradients.Value, oracle.V, x => Loss(oracle with { V = x }));
-        Check(gradients.Decay, oracle.Decay ?? new double[h], x => Loss(oracle with { Decay = x }));
-        Check(gradients.InitialState, oracle.InitialState ?? new double[b * h * d * e], x => Loss(oracle with { InitialState = x }));
+        if (oracle.Causal) Check(gradients.Decay, oracle.Decay ?? new double[oracle.H], x => Loss(oracle with { Decay = x }));
+        Check(gradients.InitialState, oracle.InitialState ?? new double[stateCount], x => Loss(oracle with { InitialState = x }));
     }
 
     [Fact]
     public void Output_equals_the_left_product()
     {
-        LinearAttentionOracle oracle = Problem(1, 9, 2, 1, 3, 4, decay: true, states: false);
+        LinearAttentionOracle oracle = Problem(1, 9, 2, 1, 3, 4, DecayKind.Head, states: false);
         var expected = new double[9 * 2 * 4];
         for (int h = 0; h < 2; h++)
         {
@@ -59,14 +103,21 @@ public class LinearAttentionOracleTests
         Assert.Equal(5, Errors.Relative([3, 4], [0, 0]));
     }
 
-    private static LinearAttentionOracle Problem(int b, int n, int h, int hk, int d, int e, bool decay, bool states) => new(b, n, h, hk, d, e)
+    private static LinearAttentionOracle Problem(int b, int n, int h, int hk, int d, int e, DecayKind decay, bool states) => new(b, n, h, hk, d, e)
     {
         Q = TestData.Heads(b * n, h, d, 1),
         K = TestData.Heads(b * n, hk, d, 2),
         V = TestData.Heads(b * n, hk, e, 3),
-        Decay = decay ? TestData.Decays(h) : null,
+        Decay = TestData.Decays(decay, b, n, h, d),
         InitialState = states ? TestData.Normal(b * h * d * e, 4) : null,
         Scale = 1 / Math.Sqrt(d),
+    };
+
+    /// <summary>Documents of 3, 0, 1 and 4 tokens in one row, each with an initial state.</summary>
+    private static LinearAttentionOracle Packed(DecayKind decay) => Problem(1, 8, 4, 2, 3, 2, decay, states: false) with
+    {
+        CuSeqlens = [0, 3, 3, 4, 8],
+        InitialState = TestData.Normal(4 * 4 * 3 * 2, 4),
     };
 
     private static void Check(double[] gradient, double[] at, Func<double[], double> loss)

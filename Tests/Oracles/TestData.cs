@@ -2,6 +2,15 @@ using LaspNative.Runtime;
 
 namespace LaspNative.Tests.Oracles;
 
+/// <summary>The kinds of log decay: none, [H], [B,N,H], [B,N,H,D].</summary>
+public enum DecayKind
+{
+    None,
+    Head,
+    Token,
+    Channel,
+}
+
 /// <summary>
 /// Seeded inputs. Values are normal; <see cref="Heads"/> gives every head a scale and a shift of its own, so that a head or rank read in another's place is an error
 /// that shows.
@@ -36,6 +45,20 @@ public static class TestData
     {
         var decays = new double[heads];
         for (int h = 0; h < heads; h++) decays[h] = -rate / (1 << Math.Min(20, heads - 1 - h));
+        return decays;
+    }
+
+    /// <summary>
+    /// Log decays of any kind. Per token or channel each is <see cref="Decays(int, double)"/> of its head times a seeded number in [0, 1), so that neighbours differ and some hardly decay.
+    /// </summary>
+    public static double[]? Decays(DecayKind kind, long b, long n, int h, int d, double rate = 0.5, int seed = 7)
+    {
+        double[] heads = Decays(h, rate);
+        if (kind is DecayKind.None or DecayKind.Head) return kind == DecayKind.None ? null : heads;
+        int width = kind == DecayKind.Token ? 1 : d;
+        var random = new Random(seed);
+        var decays = new double[b * n * h * width];
+        for (int i = 0; i < decays.Length; i++) decays[i] = heads[i / width % h] * random.NextDouble();
         return decays;
     }
 
