@@ -32,6 +32,14 @@ public abstract class Communicator : ICommunicator
         return Collect(CollectiveKind.AllGather, source, destination, 0, (Size - 1) * source.Bytes);
     }
 
+    public CommunicationWork AllGather(Tensor source, Tensor destination, ReadOnlySpan<long> counts)
+    {
+        CheckPair("AllGather", source, destination);
+        CheckBlocks("AllGather", source, "source", destination, "destination", counts);
+        if (BlockLayout.AreEqual(counts)) return Collect(CollectiveKind.AllGather, source, destination, 0, (Size - 1) * source.Bytes);
+        return Count(CollectiveKind.AllGather, StartAllGather(source, destination, new BlockLayout(counts)), (Size - 1) * source.Bytes);
+    }
+
     public CommunicationWork AllReduce(Tensor tensor)
     {
         CheckPair("AllReduce", tensor, tensor);
@@ -47,6 +55,16 @@ public abstract class Communicator : ICommunicator
         return Collect(CollectiveKind.ReduceScatter, source, destination, 0, (Size - 1) * destination.Bytes);
     }
 
+    public CommunicationWork ReduceScatter(Tensor source, Tensor destination, ReadOnlySpan<long> counts)
+    {
+        CheckPair("ReduceScatter", source, destination);
+        CheckSummable("ReduceScatter", source);
+        CheckBlocks("ReduceScatter", destination, "destination", source, "source", counts);
+        long bytesSent = source.Bytes - destination.Bytes;
+        if (BlockLayout.AreEqual(counts)) return Collect(CollectiveKind.ReduceScatter, source, destination, 0, bytesSent);
+        return Count(CollectiveKind.ReduceScatter, StartReduceScatter(source, destination, new BlockLayout(counts)), bytesSent);
+    }
+
     public CommunicationWork Broadcast(Tensor tensor, int root)
     {
         CheckPair("Broadcast", tensor, tensor);
@@ -60,6 +78,18 @@ public abstract class Communicator : ICommunicator
         CheckCount("AllToAll", destination, "destination", source.Count, $"{source.Shape}");
         if (source.Count % Size != 0) throw new LaspException($"AllToAll on rank {Rank}: {source.Count} elements do not divide among {Size} ranks");
         return Collect(CollectiveKind.AllToAll, source, destination, 0, (Size - 1) * (source.Bytes / Size));
+    }
+
+    public CommunicationWork AllToAll(Tensor source, ReadOnlySpan<long> sendCounts, Tensor destination, ReadOnlySpan<long> receiveCounts)
+    {
+        CheckPair("AllToAll", source, destination);
+        CheckTotal("AllToAll", source, "source", sendCounts);
+        CheckTotal("AllToAll", destination, "destination", receiveCounts);
+        if (sendCounts[Rank] != receiveCounts[Rank])
+            throw new LaspException($"AllToAll on rank {Rank}: it sends itself {sendCounts[Rank]} elements but expects {receiveCounts[Rank]}; both need one count");
+        if (Size == 1) return CopyAlone(source, destination);
+        CommunicationWork work = StartAllToAll(source, new BlockLayout(sendCounts), destination, new BlockLayout(receiveCounts));
+        return Count(CollectiveKind.AllToAll, work, source.Bytes - sendCounts[Rank] * source.DType.Size());
     }
 
     public CommunicationWork Send(Tensor source, int peer)
@@ -104,6 +134,14 @@ public abstract class Communicator : ICommunicator
     /// <summary>Starts a collective of all ranks. <paramref name="root"/> matters to Broadcast only.</summary>
     private protected abstract CommunicationWork Start(CollectiveKind kind, Tensor source, Tensor destination, int root);
 
+    /// <summary>Starts an all-gather of blocks that differ in size.</summary>
+    private protected abstract CommunicationWork StartAllGather(Tensor source, Tensor destination, BlockLayout blocks);
+
+    /// <summary>Starts a reduce-scatter of blocks that differ in size.</summary>
+    private protected abstract CommunicationWork StartReduceScatter(Tensor source, Tensor destination, BlockLayout blocks);
+
+    private protected abstract CommunicationWork StartAllToAll(Tensor source, BlockLayout sent, Tensor destination, BlockLayout received);
+
     private protected abstract CommunicationWork StartSend(Tensor source, int peer);
 
     private protected abstract CommunicationWork StartReceive(Tensor destination, int peer);
@@ -112,12 +150,13 @@ public abstract class Communicator : ICommunicator
 
     protected abstract void Dispose(bool disposing);
 
-    private CommunicationWork Collect(CollectiveKind kind, Tensor source, Tensor destination, int root, long bytesSent)
+    private CommunicationWork Collect(CollectiveKind kind, Tensor source, Tensor destination, int root, long bytesSent) =>
+        Size == 1 ? CopyAlone(source, destination) : Count(kind, Start(kind, source, destination, root), bytesSent);
+
+    private CommunicationWork Count(CollectiveKind kind, CommunicationWork started, long bytesSent)
     {
-        if (Size == 1) return CopyAlone(source, destination);
-        CommunicationWork work = Start(kind, source, destination, root);
         Counters.Count(kind, bytesSent);
-        return work;
+        return started;
     }
 
     private CommunicationWork CopyAlone(Tensor source, Tensor destination)
@@ -138,6 +177,25 @@ public abstract class Communicator : ICommunicator
     private void CheckCount(string operation, Tensor tensor, string role, long expected, string reason)
     {
         if (tensor.Count != expected) throw new LaspException($"{operation} on rank {Rank}: the {role} {tensor.Shape} has {tensor.Count} elements, {expected} are needed ({reason})");
+    }
+
+    /// <summary>One tensor is this rank's block, the other the blocks of all ranks.</summary>
+    private void CheckBlocks(string operation, Tensor own, string ownRole, Tensor all, string allRole, ReadOnlySpan<long> counts)
+    {
+        CheckTotal(operation, all, allRole, counts);
+        CheckCount(operation, own, ownRole, counts[Rank], $"the count of rank {Rank}");
+    }
+
+    private void CheckTotal(string operation, Tensor tensor, string role, ReadOnlySpan<long> counts)
+    {
+        if (counts.Length != Size) throw new LaspException($"{operation} on rank {Rank}: {counts.Length} counts for {Size} ranks; give one per rank");
+        long total = 0;
+        foreach (long count in counts)
+        {
+            if (count < 0) throw new LaspException($"{operation} on rank {Rank}: a count is {count}; counts are numbers of elements, 0 or more");
+            total += count;
+        }
+        CheckCount(operation, tensor, role, total, $"the sum of the {Size} counts");
     }
 
     private void CheckSummable(string operation, Tensor tensor)

@@ -23,17 +23,35 @@ public interface ICommunicator : IDisposable
     /// <summary>destination [W, ...] = every rank's source [...] in rank order. Sends (W-1) x the source.</summary>
     CommunicationWork AllGather(Tensor source, Tensor destination);
 
+    /// <summary>
+    /// destination = every rank's source in rank order, where rank r contributes counts[r] elements (0 allowed; the same counts on every rank).
+    /// Sends (W-1) x the source.
+    /// </summary>
+    CommunicationWork AllGather(Tensor source, Tensor destination, ReadOnlySpan<long> counts);
+
     /// <summary>tensor = sum over ranks, on every rank. Sends 2 (W-1)/W x the tensor.</summary>
     CommunicationWork AllReduce(Tensor tensor);
 
     /// <summary>destination [...] = sum over ranks of their source[rank] where source is [W, ...]. Sends (W-1) x the destination.</summary>
     CommunicationWork ReduceScatter(Tensor source, Tensor destination);
 
+    /// <summary>
+    /// destination = sum over ranks of their source's block for this rank, where source is one block of counts[r] elements per rank r, in rank order
+    /// (0 allowed; the same counts on every rank). Sends the other ranks' blocks.
+    /// </summary>
+    CommunicationWork ReduceScatter(Tensor source, Tensor destination, ReadOnlySpan<long> counts);
+
     /// <summary>tensor = the root's tensor, on every rank. The root sends (W-1) x the tensor.</summary>
     CommunicationWork Broadcast(Tensor tensor, int root);
 
     /// <summary>destination[j] = rank j's source[rank], both [W, ...]. Sends (W-1)/W x the source.</summary>
     CommunicationWork AllToAll(Tensor source, Tensor destination);
+
+    /// <summary>
+    /// Rank r is sent the next sendCounts[r] elements of the source; what rank r sends here, receiveCounts[r] elements, follows in the destination in rank order.
+    /// Counts may be 0; what one rank sends must be what the other expects. Sends the other ranks' parts of the source.
+    /// </summary>
+    CommunicationWork AllToAll(Tensor source, ReadOnlySpan<long> sendCounts, Tensor destination, ReadOnlySpan<long> receiveCounts);
 
     /// <summary>Sends to one peer; matched by that peer's <see cref="Receive"/> in order.</summary>
     CommunicationWork Send(Tensor source, int peer);

@@ -46,6 +46,35 @@ internal sealed class LocalCommunicator : Communicator
         });
     }
 
+    private protected override CommunicationWork StartAllGather(Tensor source, Tensor destination, BlockLayout blocks)
+    {
+        LocalExchange exchange = Post(LocalChannel.Collective, new LocalOperation("AllGather", source.DType, blocks.Total, 0, blocks), source);
+        return new Work(this, exchange, () =>
+        {
+            for (int rank = 0; rank < Size; rank++) FetchElements(exchange, rank, 0, destination, blocks.Start(rank), blocks.Count(rank));
+        });
+    }
+
+    private protected override CommunicationWork StartReduceScatter(Tensor source, Tensor destination, BlockLayout blocks)
+    {
+        LocalExchange exchange = Post(LocalChannel.Collective, new LocalOperation("ReduceScatter", source.DType, blocks.Total, 0, blocks), source);
+        return new Work(this, exchange, () => Sum(exchange, blocks.Start(Rank), destination));
+    }
+
+    private protected override CommunicationWork StartAllToAll(Tensor source, BlockLayout sent, Tensor destination, BlockLayout received)
+    {
+        LocalExchange exchange = Post(LocalChannel.Collective, new LocalOperation("AllToAll by counts", source.DType, 0, 0), source, sent);
+        return new Work(this, exchange, () =>
+        {
+            for (int rank = 0; rank < Size; rank++)
+            {
+                BlockLayout theirs = exchange.Blocks[rank]!.Parts!;
+                if (theirs.Count(Rank) != received.Count(rank)) throw _group.Disagreement(rank, theirs.Count(Rank), Rank, received.Count(rank));
+                FetchElements(exchange, rank, theirs.Start(Rank), destination, received.Start(rank), received.Count(rank));
+            }
+        });
+    }
+
     private protected override CommunicationWork StartSend(Tensor source, int peer)
     {
         Post(new LocalChannel(Rank, peer), Message(source), source);
@@ -92,12 +121,12 @@ internal sealed class LocalCommunicator : Communicator
 
     private static LocalOperation Message(Tensor tensor) => new("message", tensor.DType, tensor.Count, 0);
 
-    private LocalExchange Post(LocalChannel channel, LocalOperation operation, Tensor? source)
+    private LocalExchange Post(LocalChannel channel, LocalOperation operation, Tensor? source, BlockLayout? parts = null)
     {
         ObjectDisposedException.ThrowIf(_disposed, this);
         FreeReturned();
         long sequence = _sequences.GetValueOrDefault(channel);
-        StagedBlock? block = source is null ? null : Stage(source);
+        StagedBlock? block = source is null ? null : Stage(source, parts);
         // Also where nothing is staged: what was queued so far may still use the memory that the destination now has.
         if (block is null) _copies.FollowCompute();
         try
@@ -114,12 +143,12 @@ internal sealed class LocalCommunicator : Communicator
         }
     }
 
-    private StagedBlock Stage(Tensor source)
+    private StagedBlock Stage(Tensor source, BlockLayout? parts)
     {
         Tensor staging = Tensor.Empty(source.Shape, source.DType, Device, MemoryCategory.Communication);
         _copies.FollowCompute();
         _copies.Copy(source.Pointer, staging.Pointer, source.Bytes);
-        return new StagedBlock(staging, _copies.Mark());
+        return new StagedBlock(staging, _copies.Mark(), parts);
     }
 
     private void FreeReturned()
@@ -144,6 +173,12 @@ internal sealed class LocalCommunicator : Communicator
         StagedBlock block = exchange.Blocks[rank]!;
         _copies.Follow(block.Filled);
         _copies.Copy(block.Tensor.Pointer + (nint)from, destination.Pointer + (nint)to, bytes);
+    }
+
+    private void FetchElements(LocalExchange exchange, int rank, long from, Tensor destination, long to, long count)
+    {
+        int size = destination.DType.Size();
+        if (count > 0) Fetch(exchange, rank, from * size, destination, to * size, count * size);
     }
 
     private void FetchUnlessOwn(LocalExchange exchange, int root, Tensor destination)

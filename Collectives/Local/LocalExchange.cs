@@ -8,8 +8,11 @@ internal readonly record struct LocalChannel(int From, int To)
     public static LocalChannel Collective { get; } = new(-1, -1);
 }
 
-/// <summary>What every rank that takes part must agree on. Elements counts one rank's contribution.</summary>
-internal readonly record struct LocalOperation(string Name, DType DType, long Elements, int Root)
+/// <summary>
+/// What every rank that takes part must agree on. Elements counts one rank's contribution, or that of all ranks together where their blocks differ;
+/// it is 0 where each pair of ranks has its own count.
+/// </summary>
+internal readonly record struct LocalOperation(string Name, DType DType, long Elements, int Root, BlockLayout? Blocks = null)
 {
     public static LocalOperation Barrier { get; } = new("Barrier", default, 0, 0);
 
@@ -17,6 +20,8 @@ internal readonly record struct LocalOperation(string Name, DType DType, long El
     {
         "Barrier" => Name,
         "Broadcast" => $"{Name} of {Elements} {DType} elements from rank {Root}",
+        "AllToAll by counts" => $"{Name} of {DType} elements",
+        _ when Blocks is not null => $"{Name} of {Blocks} {DType} elements",
         _ => $"{Name} of {Elements} {DType} elements",
     };
 }
@@ -99,5 +104,5 @@ internal sealed class LocalExchange
         : $"{Operation} from rank {Key.Channel.From} to rank {Key.Channel.To} (message {Key.Sequence})";
 }
 
-/// <summary>A rank's contribution: memory of its own device, and when it is filled.</summary>
-internal sealed record StagedBlock(Tensor Tensor, CopyFence? Filled);
+/// <summary>A rank's contribution: memory of its own device, when it is filled, and which part is whose where every pair of ranks has its own count.</summary>
+internal sealed record StagedBlock(Tensor Tensor, CopyFence? Filled, BlockLayout? Parts);

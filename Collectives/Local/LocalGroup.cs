@@ -117,6 +117,16 @@ public sealed class LocalGroup
         }
     }
 
+    /// <summary>Ends the group because two ranks gave different counts for what one sends the other.</summary>
+    internal GroupFailedException Disagreement(int from, long sent, int to, long expected)
+    {
+        lock (_gate)
+        {
+            Fail($"AllToAll: rank {from} sends rank {to} {sent} elements, but rank {to} expects {expected}; both need one count", null);
+            return Failure(_failure!.Value);
+        }
+    }
+
     private void Close()
     {
         foreach (LocalCommunicator? rank in _ranks) rank?.Close();
@@ -154,7 +164,9 @@ public sealed class LocalGroup
 
     private void ThrowIfFailed()
     {
-        if (_failure is not { } failure) return;
-        throw failure.Reason is null ? new GroupFailedException(failure.Message) : new GroupFailedException(failure.Message, failure.Reason);
+        if (_failure is { } failure) throw Failure(failure);
     }
+
+    private static GroupFailedException Failure((string Message, Exception? Reason) failure) =>
+        failure.Reason is null ? new GroupFailedException(failure.Message) : new GroupFailedException(failure.Message, failure.Reason);
 }

@@ -118,16 +118,44 @@ public sealed class NcclCommunicator : Communicator
         });
     }
 
+    private protected override CommunicationWork StartAllGather(Tensor source, Tensor destination, BlockLayout blocks) => Launch(c => Group(c, () =>
+    {
+        for (int peer = 0; peer < Size; peer++)
+        {
+            Send(source, 0, blocks.Count(Rank), peer, c);
+            Receive(destination, blocks.Start(peer), blocks.Count(peer), peer, c);
+        }
+    }));
+
+    private protected override CommunicationWork StartReduceScatter(Tensor source, Tensor destination, BlockLayout blocks) => Launch(c => Group(c, () =>
+    {
+        ncclDataType_t type = TypeOf(source.DType);
+        for (int root = 0; root < Size; root++)
+        {
+            if (blocks.Count(root) == 0) continue;
+            Nccl.ncclReduce(At(source, blocks.Start(root)), destination.Pointer, (nuint)blocks.Count(root), type, ncclRedOp_t.ncclSum, root, c, Stream).Check(Rank, c);
+        }
+    }));
+
+    private protected override CommunicationWork StartAllToAll(Tensor source, BlockLayout sent, Tensor destination, BlockLayout received) => Launch(c => Group(c, () =>
+    {
+        for (int peer = 0; peer < Size; peer++)
+        {
+            Send(source, sent.Start(peer), sent.Count(peer), peer, c);
+            Receive(destination, received.Start(peer), received.Count(peer), peer, c);
+        }
+    }));
+
     private protected override CommunicationWork StartSend(Tensor source, int peer) =>
-        source.Count == 0 ? CommunicationWork.Done : Launch(c => Send(source, peer, c));
+        source.Count == 0 ? CommunicationWork.Done : Launch(c => Send(source, 0, source.Count, peer, c));
 
     private protected override CommunicationWork StartReceive(Tensor destination, int peer) =>
-        destination.Count == 0 ? CommunicationWork.Done : Launch(c => Receive(destination, peer, c));
+        destination.Count == 0 ? CommunicationWork.Done : Launch(c => Receive(destination, 0, destination.Count, peer, c));
 
     private protected override CommunicationWork StartSendReceive(Tensor source, int to, Tensor destination, int from) => Launch(c => Group(c, () =>
     {
-        if (source.Count > 0) Send(source, to, c);
-        if (destination.Count > 0) Receive(destination, from, c);
+        Send(source, 0, source.Count, to, c);
+        Receive(destination, 0, destination.Count, from, c);
     }));
 
     protected override void Dispose(bool disposing)
@@ -203,11 +231,18 @@ public sealed class NcclCommunicator : Communicator
         }
     });
 
-    private void Send(Tensor source, int peer, nint communicator) =>
-        Nccl.ncclSend(source.Pointer, (nuint)source.Count, TypeOf(source.DType), peer, communicator, Stream).Check(Rank, communicator);
+    /// <summary>Sends some elements of a tensor; none need no message, and the peer posts none either.</summary>
+    private void Send(Tensor source, long first, long count, int peer, nint communicator)
+    {
+        if (count > 0) Nccl.ncclSend(At(source, first), (nuint)count, TypeOf(source.DType), peer, communicator, Stream).Check(Rank, communicator);
+    }
 
-    private void Receive(Tensor destination, int peer, nint communicator) =>
-        Nccl.ncclRecv(destination.Pointer, (nuint)destination.Count, TypeOf(destination.DType), peer, communicator, Stream).Check(Rank, communicator);
+    private void Receive(Tensor destination, long first, long count, int peer, nint communicator)
+    {
+        if (count > 0) Nccl.ncclRecv(At(destination, first), (nuint)count, TypeOf(destination.DType), peer, communicator, Stream).Check(Rank, communicator);
+    }
+
+    private static nint At(Tensor tensor, long element) => tensor.Pointer + (nint)(element * tensor.DType.Size());
 
     private void Group(nint communicator, Action operations)
     {

@@ -30,13 +30,22 @@ internal sealed class WaitMeter(ICommunicator group) : ICommunicator
 
     public CommunicationWork AllGather(Tensor source, Tensor destination) => new MeteredWork(this, group.AllGather(source, destination));
 
+    public CommunicationWork AllGather(Tensor source, Tensor destination, ReadOnlySpan<long> counts) =>
+        new MeteredWork(this, group.AllGather(source, destination, counts));
+
     public CommunicationWork AllReduce(Tensor tensor) => new MeteredWork(this, group.AllReduce(tensor));
 
     public CommunicationWork ReduceScatter(Tensor source, Tensor destination) => new MeteredWork(this, group.ReduceScatter(source, destination));
 
+    public CommunicationWork ReduceScatter(Tensor source, Tensor destination, ReadOnlySpan<long> counts) =>
+        new MeteredWork(this, group.ReduceScatter(source, destination, counts));
+
     public CommunicationWork Broadcast(Tensor tensor, int root) => new MeteredWork(this, group.Broadcast(tensor, root));
 
     public CommunicationWork AllToAll(Tensor source, Tensor destination) => new MeteredWork(this, group.AllToAll(source, destination));
+
+    public CommunicationWork AllToAll(Tensor source, ReadOnlySpan<long> sendCounts, Tensor destination, ReadOnlySpan<long> receiveCounts) =>
+        new MeteredWork(this, group.AllToAll(source, sendCounts, destination, receiveCounts));
 
     public CommunicationWork Send(Tensor source, int peer) => new MeteredWork(this, group.Send(source, peer));
 

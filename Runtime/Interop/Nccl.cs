@@ -79,6 +79,9 @@ internal static unsafe partial class Nccl
     public static partial ncclResult_t ncclAllReduce(nint send, nint receive, nuint count, ncclDataType_t type, ncclRedOp_t operation, nint communicator, nint stream);
 
     [LibraryImport(Library)]
+    public static partial ncclResult_t ncclReduce(nint send, nint receive, nuint count, ncclDataType_t type, ncclRedOp_t operation, int root, nint communicator, nint stream);
+
+    [LibraryImport(Library)]
     public static partial ncclResult_t ncclReduceScatter(nint send, nint receive, nuint receiveCount, ncclDataType_t type, ncclRedOp_t operation, nint communicator, nint stream);
 
     [LibraryImport(Library)]

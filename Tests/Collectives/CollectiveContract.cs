@@ -8,7 +8,7 @@ namespace LaspNative.Tests.Collectives;
 /// What every communicator must do, against plain concatenation and summation of the ranks' values. Each transport runs all of it.
 /// Values are small integers, so that sums are exact in every type and every order.
 /// </summary>
-public abstract class CollectiveContract
+public abstract partial class CollectiveContract
 {
     private static readonly TimeSpan s_limit = TimeSpan.FromSeconds(60);
 

@@ -33,6 +33,27 @@ public sealed class LocalCpuTests : CollectiveContract
     });
 
     [Fact]
+    public void Different_counts_fail_on_every_rank() => EveryRankFails(2, "AllGather of [", r =>
+    {
+        using Tensor tensor = Filled(r, DType.F32, r.Rank == 0 ? 2 : 4, i => i);
+        using Tensor all = Poisoned(r, DType.F32, 5);
+        r.World.AllGather(tensor, all, r.Rank == 0 ? [2, 3] : [1, 4]).Wait();
+    });
+
+    [Fact]
+    public void A_part_of_another_size_ends_the_group()
+    {
+        LaspException error = Assert.Throws<GroupFailedException>(() => Run(2, DType.F32, r =>
+        {
+            using Tensor source = Filled(r, DType.F32, 3, i => i);
+            using Tensor destination = Poisoned(r, DType.F32, r.Rank == 0 ? 3 : 4);
+            r.World.AllToAll(source, [r.Rank == 0 ? 1 : 2, r.Rank == 0 ? 2 : 1], destination, r.Rank == 0 ? [1, 2] : [3, 1]).Wait();
+            r.World.Barrier();
+        }));
+        Assert.Equal("AllToAll: rank 0 sends rank 1 2 elements, but rank 1 expects 3; both need one count", error.Message);
+    }
+
+    [Fact]
     public void A_rank_that_leaves_fails_those_that_wait_for_it()
     {
         LaspException error = Assert.Throws<GroupFailedException>(() => Run(3, DType.F32, r =>
