@@ -17,9 +17,15 @@ public sealed record AttentionOptions
     /// How the sequence is divided among the ranks; default: every rank holds as many tokens as this one. Must be given, the same on every rank, when chunks differ in length.
     /// </summary>
     public SequencePartition? Partition { get; init; }
+
+    /// <summary>The documents that the sequence is packed from (batch 1), the same on every rank; default: one sequence per batch row.</summary>
+    public PackedDocuments? Documents { get; init; }
+
+    /// <summary>False: every token sees every token (bidirectional).</summary>
+    public bool Causal { get; init; } = true;
 }
 
-/// <summary>One attention call as a strategy sees it: sizes, scale and group, checked once.</summary>
+/// <summary>One linear-attention call as a strategy sees it: sizes, scale, documents and group, checked once.</summary>
 public sealed class AttentionCall
 {
     internal AttentionCall(Tensor k, Tensor v, Tensor? decay, Tensor? initialState, ICommunicator group, AttentionOptions options)
@@ -32,13 +38,15 @@ public sealed class AttentionCall
         if (KeyHeads == 0 || Heads % KeyHeads != 0) throw new LaspException($"{Heads} query heads cannot share {KeyHeads} key/value heads; the second must divide the first");
         DType = k.DType;
         Scale = options.Scale ?? 1 / Math.Sqrt(KeyDim);
+        Causal = options.Causal;
         Partition = options.Partition ?? new SequencePartition(Tokens * group.Size, group.Size);
         if (Partition.Ranks != group.Size || Partition.Length(group.Rank) != Tokens)
             throw new LaspException($"rank {group.Rank} holds {Tokens} tokens, but the partition of {Partition.Tokens} tokens over {Partition.Ranks} ranks gives it {(group.Rank < Partition.Ranks ? Partition.Length(group.Rank) : 0)}");
+        Documents = CheckDocuments(options.Documents);
         CheckState(initialState, "initial_state");
-        if (decay is not null && decay.Shape != [Heads])
-            throw new LaspException($"a log decay of shape {decay.Shape} is not available; give one value per query head, [{Heads}], or none");
-        if (decay is not null && decay.DType != DType.Accumulator()) throw new LaspException($"the log decay is {decay.DType}; beside {DType} tensors it is {DType.Accumulator()}");
+        CheckDecay(decay);
+        if (!Causal && (decay is not null || initialState is not null || Documents is not null))
+            throw new LaspException($"bidirectional linear attention takes no {(decay is not null ? "log decay" : initialState is not null ? "initial_state" : "packed documents")}; leave it out, or make the call causal");
     }
 
     public ICommunicator Group { get; }
@@ -67,10 +75,18 @@ public sealed class AttentionCall
 
     public double Scale { get; }
 
+    public bool Causal { get; }
+
     public SequencePartition Partition { get; }
 
-    /// <summary>[B, H, D, E].</summary>
+    /// <summary>Packed documents; null: each batch row is one.</summary>
+    public PackedDocuments? Documents { get; }
+
+    /// <summary>Shape of one running state, [B, H, D, E].</summary>
     public Shape StateShape => [Batch, Heads, KeyDim, ValueDim];
+
+    /// <summary>Shape of initial and final states: one per batch row, or per packed document, [B or n, H, D, E].</summary>
+    public Shape DocumentStateShape => [Documents?.Count ?? Batch, Heads, KeyDim, ValueDim];
 
     /// <summary>[B, C, H, E].</summary>
     public Shape OutputShape => [Batch, Tokens, Heads, ValueDim];
@@ -78,31 +94,49 @@ public sealed class AttentionCall
     /// <summary>Bytes of one state: S elements of fp32 (fp64).</summary>
     public long StateBytes => StateShape.Count * DType.Accumulator().Size();
 
+    /// <summary>The chunk of a rank as pieces of documents; where nothing is packed, the batch rows are one document of N tokens.</summary>
+    internal IReadOnlyList<DocumentPiece> PiecesOf(int rank) =>
+        Partition.Tokens == 0 ? [] : (Documents ?? new PackedDocuments([0, Partition.Tokens])).Pieces(Partition.Start(rank), Partition.Length(rank));
+
     internal void CheckQuery(Tensor q)
     {
         if (q.Shape != [Batch, Tokens, Heads, KeyDim]) throw new LaspException($"q has shape {q.Shape}; beside k and v it is [{Batch}, {Tokens}, {Heads}, {KeyDim}] (set AttentionOptions.QueryHeads for grouped heads)");
         if (q.DType != DType) throw new LaspException($"q is {q.DType} and k is {DType}; they share one dtype");
     }
 
-    internal void CheckState(Tensor? state, string name)
+    private PackedDocuments? CheckDocuments(PackedDocuments? documents)
+    {
+        if (documents is null) return null;
+        if (Batch != 1) throw new LaspException($"packed documents take a batch of 1, got {Batch}; put the rows one after another");
+        if (documents.Tokens != Partition.Tokens) throw new LaspException($"cu_seqlens ends at {documents.Tokens}, but the sequence has {Partition.Tokens} tokens");
+        return documents;
+    }
+
+    private void CheckState(Tensor? state, string name)
     {
         if (state is null) return;
-        if (state.Shape != StateShape || state.DType != DType.Accumulator())
-            throw new LaspException($"{name} is {state.DType} {state.Shape}; here it is {DType.Accumulator()} {StateShape}");
+        if (state.Shape != DocumentStateShape || state.DType != DType.Accumulator())
+            throw new LaspException($"{name} is {state.DType} {state.Shape}; here it is {DType.Accumulator()} {DocumentStateShape}");
+    }
+
+    private void CheckDecay(Tensor? decay)
+    {
+        if (decay is null) return;
+        Shape shape = decay.Shape;
+        if (shape != [Heads] && shape != [Batch, Tokens, Heads] && shape != [Batch, Tokens, Heads, KeyDim])
+            throw new LaspException($"the log decay has shape {shape}; it is [{Heads}] per head, [{Batch}, {Tokens}, {Heads}] per token or [{Batch}, {Tokens}, {Heads}, {KeyDim}] per channel");
+        if (decay.DType != DType.Accumulator()) throw new LaspException($"the log decay is {decay.DType}; beside {DType} tensors it is {DType.Accumulator()}");
     }
 
     internal Tensor EmptyState() => Tensor.Empty(StateShape, DType.Accumulator(), Device, MemoryCategory.States);
 
-    /// <summary>The A of every rank, [W, B, H], known on each rank without a message: lengths are known and the decay is per head.</summary>
-    internal Tensor RankDecays(Tensor? decay)
+    /// <summary>Shape of one run's A: a factor per head, [B, H], or per channel, [B, H, D].</summary>
+    internal Shape FactorShape(Tensor? decay) => decay is { Shape.Rank: 4 } ? [Batch, Heads, KeyDim] : [Batch, Heads];
+
+    /// <summary>A of a rank's chunk: 0 when a document starts in it. Of another rank's chunk it is known only while the decay is none or per head.</summary>
+    internal void RankDecay(int rank, Tensor? decay, Tensor factor)
     {
-        Tensor factors = Tensor.Empty([Group.Size, Batch, Heads], DType.Accumulator(), Device, MemoryCategory.States);
-        for (int rank = 0; rank < Group.Size; rank++)
-        {
-            using Tensor own = factors.Slice(rank, 1);
-            using Tensor factor = own.View([Batch, Heads]);
-            Device.Backend.RunDecay(decay, Partition.Length(rank), factor);
-        }
-        return factors;
+        if (PiecesOf(rank).Any(p => p.IsFirst)) Device.Backend.Fill(0, factor);
+        else Device.Backend.RunDecay(decay, Partition.Length(rank), factor);
     }
 }

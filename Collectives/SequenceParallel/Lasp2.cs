@@ -3,138 +3,108 @@ using LaspNative.Runtime;
 namespace LaspNative.Collectives;
 
 /// <summary>
-/// LASP-2 (arXiv 2502.07563, algorithm 2, with the decay and the backward pass that the paper leaves out). Causal.
-///   forward    every rank forms M_t; ONE all-gather of M; P_t = fma(A_j, P, M_j) over j = 0..t-1 from the initial state; o = intra + scale exp(G_i) q_i P_t
-///   backward   every rank forms dM_t; ONE all-gather of dM; D_t = fma(A_j, D, dM_j) over j = W-1..t+1 from dS_final; dk, dv from D_t; dq from P_t, kept from the forward pass
-/// A is known on every rank without a message when the decay is none or per head.
-/// Wire: (W-1) S fp32 elements sent per rank and direction, one message, one step. It moves more bytes than a ring (S); its gain is latency.
+/// LASP-2 (arXiv 2502.07563, algorithm 2, with the decay and the backward pass that the paper leaves out).
+///   forward    every rank forms M_t; ONE all-gather of (A, M); P_t = fma(A_j, P, M_j) over j = 0..t-1; o = intra + scale exp(G_i) q_i P_t
+///   backward   every rank forms dM_t; ONE all-gather of dM; D_t = fma(A_j, D, dM_j) over j = W-1..t+1; dk, dv from D_t; dq from P_t, kept from the forward pass
+/// A is known on every rank without a message when the decay is none or per head; otherwise it travels with M, once.
+/// Wire: (W-1) S fp32 elements sent per rank and direction (and (W-1) of A), one message, one step. It moves more bytes than a ring (S); its gain is latency.
 /// The gather starts in Begin and is waited for in Finish, where intra and inter part are one pass: the caller's work between the two hides it,
 /// and in the backward pass dq and whatever the tape runs between the two functions.
+/// Bidirectional (algorithm 1 of the paper): P and D are the sums over all ranks (<see cref="BidirectionalExchange"/>).
 /// </summary>
-public sealed class Lasp2 : SequenceParallel
+public sealed class Lasp2 : StatePassing
 {
     public static Lasp2 Default { get; } = new();
 
     public override string Name => "lasp2";
 
-    public override (long Forward, long Backward) PredictedBytesSent(AttentionCall call)
+    public override (long Forward, long Backward) PredictedBytesSent(AttentionCall call, Tensor? decay)
     {
         ArgumentNullException.ThrowIfNull(call);
-        long bytes = (call.Group.Size - 1) * call.StateBytes;
-        return (bytes, bytes);
+        long peers = call.Group.Size - 1;
+        long factor = decay is { Shape.Rank: > 1 } ? call.FactorShape(decay).Count * call.DType.Accumulator().Size() : 0;
+        return (peers * (call.StateBytes + factor), peers * call.StateBytes);
     }
 
     internal override AttentionExchange Begin(AttentionCall call, Tensor k, Tensor v, Tensor? decay, Tensor? initialState) =>
-        call.Group.Size == 1 ? new Serial.Exchange(call, k, v, decay, initialState) : new Exchange(call, k, v, decay, initialState);
+        call.Causal ? base.Begin(call, k, v, decay, initialState) : new BidirectionalExchange(call, k, v);
 
-    private sealed class Exchange : AttentionExchange
+    internal override StateMessage Send(AttentionCall call, RankDecays decays, Tensor own, Tensor entering, bool reverse) =>
+        new Message(call, decays, own, entering, reverse);
+
+    private sealed class Message(AttentionCall call, RankDecays decays, Tensor own, Tensor entering, bool reverse) : StateMessage
     {
-        private readonly Tensor _factors; // [W, H]
-        private readonly Tensor _entering; // P_t [B, H, D, E]
-        private StateGather? _gather;
-        private Tensor? _q;
-        private Tensor? _dO;
-        private Tensor? _dFinalState;
+        private readonly StateGather _gather = new(call, own, decays.AreAllKnown ? null : decays.Own);
 
-        public Exchange(AttentionCall call, Tensor k, Tensor v, Tensor? decay, Tensor? initialState) : base(call, k, v, decay, initialState)
+        public override void Wait()
         {
-            _factors = Hold(call.RankDecays(decay));
-            _entering = Hold(call.EmptyState());
-            Tensor own = call.EmptyState();
-            Backend.LinearAttentionState(k, v, decay, own);
-            _gather = new StateGather(call, own);
+            Tensor states = _gather.Wait();
+            if (_gather.TakeFactors(decays.FactorShape) is { } factors) decays.Learn(factors);
+            (int rank, int size) = (call.Group.Rank, call.Group.Size);
+            if (reverse) call.Device.Backend.CombineStates(states, decays.All, first: size - 1, count: size - 1 - rank, step: -1, initial: null, entering);
+            else call.Device.Backend.CombineStates(states, decays.All, first: 0, count: rank, step: 1, initial: null, entering);
         }
 
-        private int Rank => Call.Group.Rank;
+        public override void Dispose() => _gather.Dispose();
+    }
+}
 
-        private int Size => Call.Group.Size;
+/// <summary>One all-gather of a state per rank, with its factor in the same message where that has to travel; owns both ends' buffers.</summary>
+internal sealed class StateGather : IDisposable
+{
+    private readonly AttentionCall _call;
+    private readonly long _factorCount;
+    private readonly Tensor _own; // [S], or [A | M] as [F + S]
+    private readonly Tensor _all; // [W, ...]
+    private Tensor? _states; // [W, B, H, D, E]
+    private CommunicationWork? _work;
 
-        public override void Finish(Tensor q, Tensor o, Tensor? finalState)
-        {
-            using (StateGather gather = TakeGather())
-            {
-                Tensor states = gather.Wait();
-                Backend.CombineStates(states, _factors, first: 0, count: Rank, step: 1, InitialState, _entering);
-                if (finalState is not null) Backend.CombineStates(states, _factors, first: 0, count: Size, step: 1, InitialState, finalState);
-            }
-            Backend.LinearAttention(q, K, V, Decay, _entering, Call.Scale, o);
-        }
-
-        public override void BackwardFinish(Tensor q, Tensor dO, Tensor? dFinalState, Tensor dq, bool continues)
-        {
-            if (continues)
-            {
-                (_q, _dO) = (Hold(q.Share()), Hold(dO.Share()));
-                if (dFinalState is not null) _dFinalState = Hold(dFinalState.Share());
-                Tensor own = Call.EmptyState();
-                Backend.LinearAttentionBackwardState(q, dO, Decay, Call.Scale, own);
-                _gather = new StateGather(Call, own);
-            }
-            Backend.LinearAttentionBackwardQuery(K, V, dO, Decay, _entering, Call.Scale, dq);
-        }
-
-        public override void BackwardBegin(Tensor dk, Tensor dv, Tensor? dDecay, Tensor? dInitialState)
-        {
-            using Tensor leaving = Call.EmptyState(); // D_t
-            using (StateGather gather = TakeGather())
-            {
-                Tensor states = gather.Wait();
-                Backend.CombineStates(states, _factors, first: Size - 1, count: Size - 1 - Rank, step: -1, _dFinalState, leaving);
-                WriteInitialStateGradient(states, dInitialState);
-            }
-            Backend.LinearAttentionBackwardKeyValue(_q!, K, V, _dO!, Decay, leaving, Call.Scale, dk, dv);
-            if (dDecay is not null) Backend.LinearAttentionBackwardDecay(_q!, K, V, _dO!, Decay!, _entering, leaving, Call.Scale, dDecay);
-        }
-
-        /// <summary>The initial state enters at rank 0, which alone gives its gradient; the others' parts are zero.</summary>
-        private void WriteInitialStateGradient(Tensor states, Tensor? dInitialState)
-        {
-            if (dInitialState is null) return;
-            if (Rank == 0) Backend.CombineStates(states, _factors, first: Size - 1, count: Size, step: -1, _dFinalState, dInitialState);
-            else Backend.Fill(0, dInitialState);
-        }
-
-        private StateGather TakeGather()
-        {
-            StateGather gather = _gather ?? throw new InvalidOperationException("this phase of the exchange has no message to wait for");
-            _gather = null;
-            return gather;
-        }
-
-        protected override void Abandon()
-        {
-            _gather?.Dispose();
-            _gather = null;
-        }
+    /// <summary>Takes over <paramref name="own"/>; copies <paramref name="factor"/>.</summary>
+    public StateGather(AttentionCall call, Tensor own, Tensor? factor)
+    {
+        _call = call;
+        _factorCount = factor?.Count ?? 0;
+        _own = factor is null ? own : Pack(factor, own);
+        _all = Tensor.Empty([call.Group.Size, .. _own.Shape], own.DType, call.Device, MemoryCategory.Communication);
+        _work = call.Group.AllGather(_own, _all);
     }
 
-    /// <summary>An all-gather of one state per rank, in flight; owns both ends' buffers.</summary>
-    private sealed class StateGather : IDisposable
+    private Tensor Pack(Tensor factor, Tensor own)
     {
-        private readonly Tensor _own; // [B, H, D, E]
-        private readonly Tensor _all; // [W, B, H, D, E]
-        private CommunicationWork? _work;
+        Tensor packed = Tensor.Empty([factor.Count + own.Count], own.DType, _call.Device, MemoryCategory.Communication);
+        _call.Device.Copy(factor.Pointer, packed.Pointer, factor.Bytes);
+        _call.Device.Copy(own.Pointer, packed.Pointer + (nint)factor.Bytes, own.Bytes);
+        own.Dispose();
+        return packed;
+    }
 
-        public StateGather(AttentionCall call, Tensor own)
-        {
-            _own = own;
-            _all = Tensor.Empty([call.Group.Size, .. call.StateShape], own.DType, call.Device, MemoryCategory.Communication);
-            _work = call.Group.AllGather(own, _all);
-        }
+    /// <summary>Every rank's state in rank order, [W, B, H, D, E].</summary>
+    public Tensor Wait()
+    {
+        _work?.Wait();
+        _work = null;
+        return _states ??= _factorCount == 0 ? _all.Share() : Unpack(_factorCount, _call.StateShape, MemoryCategory.Communication);
+    }
 
-        /// <summary>Every rank's state, in rank order.</summary>
-        public Tensor Wait()
-        {
-            _work?.Wait();
-            _work = null;
-            return _all;
-        }
+    /// <summary>Every rank's factor in rank order, [W, ...], for the caller to own; null when none travelled.</summary>
+    public Tensor? TakeFactors(Shape factorShape) => _factorCount == 0 ? null : Unpack(0, factorShape, MemoryCategory.States);
 
-        public void Dispose()
-        {
-            Wait();
-            _own.Dispose();
-            _all.Dispose();
-        }
+    private Tensor Unpack(long offset, Shape shape, MemoryCategory category)
+    {
+        Tensor parts = Tensor.Empty([_call.Group.Size, .. shape], _all.DType, _call.Device, category);
+        int size = _all.DType.Size();
+        long row = _all.Shape[1] * size, part = shape.Count * size;
+        for (int rank = 0; rank < _call.Group.Size; rank++)
+            _call.Device.Copy(_all.Pointer + (nint)(rank * row + offset * size), parts.Pointer + (nint)(rank * part), part);
+        return parts;
+    }
+
+    public void Dispose()
+    {
+        _work?.Wait();
+        _work = null;
+        _own.Dispose();
+        _all.Dispose();
+        _states?.Dispose();
     }
 }

@@ -3,15 +3,18 @@ using LaspNative.Runtime;
 
 namespace LaspNative.Collectives;
 
-/// <summary>Output of a linear-attention call that also wants the state after the last token.</summary>
+/// <summary>Output of a linear-attention call that also wants the states after the last tokens.</summary>
 /// <param name="Output">[B, C, H, E].</param>
-/// <param name="FinalState">[B, H, D, E] of fp32 (fp64), the same on every rank. Its gradient in backward must be the same on every rank too and counts once.</param>
+/// <param name="FinalState">
+/// [B or n documents, H, D, E] of fp32 (fp64): the states of the documents whose last token this rank holds, zeros for the others, so that the sum over the ranks is the whole.
+/// Its gradient counts in the same places.
+/// </param>
 public readonly record struct LinearAttentionResult(Variable Output, Variable FinalState);
 
 /// <summary>
 /// Causal linear attention over a sequence whose chunks lie on the ranks of a group:
 ///   S_i = exp(g) S_{i-1} + k_i^T v_i        o_i = scale * q_i S_i
-/// q [B, C, H, D], k [B, C, Hk, D], v [B, C, Hk, E] are this rank's chunk; decay is the log decay g per head [H] in fp32 (fp64), or null for none.
+/// q [B, C, H, D], k [B, C, Hk, D], v [B, C, Hk, E] are this rank's chunk; decay is its log decay g in fp32 (fp64): per head [H], per token [B, C, H], per key channel [B, C, H, D], or null.
 /// Every rank of the group calls with its own chunk. Two tape functions, so that work between them hides the messages in both directions:
 /// Begin's backward runs after Finish's, with whatever was recorded between the two in the middle.
 /// Gradients of decay and initial state are this rank's part: their sum over the ranks is the gradient.
@@ -25,7 +28,7 @@ public static class LinearAttention
         return Finish(q, Begin(k, v, decay, group, strategy, WithHeads(options, q)));
     }
 
-    /// <summary>As <see cref="Apply"/>, from an initial state [B, H, D, E] (null: zero; the same on every rank) and with the final state.</summary>
+    /// <summary>As <see cref="Apply"/>, from initial states [B or n documents, H, D, E] (null: zero; read by the rank that holds a document's first token) and with the final states.</summary>
     public static LinearAttentionResult ApplyWithState(Variable q, Variable k, Variable v, Variable? decay, Variable? initialState, ICommunicator group, SequenceParallel strategy, AttentionOptions? options = null)
     {
         ArgumentNullException.ThrowIfNull(q);
@@ -59,7 +62,7 @@ public static class LinearAttention
             AttentionCall call = exchange.Call;
             call.CheckQuery(q.Value);
             Tensor o = Tensor.Empty(call.OutputShape, call.DType, call.Device);
-            Tensor? finalState = withFinalState ? call.EmptyState() : null;
+            Tensor? finalState = withFinalState ? Tensor.Empty(call.DocumentStateShape, call.DType.Accumulator(), call.Device, MemoryCategory.States) : null;
             exchange.Finish(q.Value, o, finalState);
             return new FinishFunction(exchange.Retain(), q.Value).Record(q, pending.Token, o, finalState);
         }

@@ -15,10 +15,10 @@ public abstract class SequenceParallel
     internal abstract AttentionExchange Begin(AttentionCall call, Tensor k, Tensor v, Tensor? decay, Tensor? initialState);
 
     /// <summary>Bytes that the calling rank sends for one layer, forward and backward, by the strategy's formula.</summary>
-    public abstract (long Forward, long Backward) PredictedBytesSent(AttentionCall call);
+    public abstract (long Forward, long Backward) PredictedBytesSent(AttentionCall call, Tensor? decay);
 
     /// <summary>The strategies that can be named.</summary>
-    public static IReadOnlyList<SequenceParallel> All { get; } = [Lasp2.Default, Serial.Default];
+    public static IReadOnlyList<SequenceParallel> All { get; } = [Lasp1.Default, Lasp2.Default, ZeCo.Default, Serial.Default];
 
     /// <summary>The strategy of a name; throws <see cref="LaspException"/> listing the known ones.</summary>
     public static SequenceParallel Parse(string name) =>
@@ -42,9 +42,13 @@ internal abstract class AttentionExchange
         V = Hold(v.Share());
         Decay = decay is null ? null : Hold(decay.Share());
         InitialState = initialState is null ? null : Hold(initialState.Share());
+        Runs = new LocalRuns(call, K, V, Decay, InitialState);
     }
 
     public AttentionCall Call { get; }
+
+    /// <summary>The rank's own chunk, by document pieces.</summary>
+    protected LocalRuns Runs { get; }
 
     /// <summary>[B, C, Hk, D].</summary>
     protected Tensor K { get; }
@@ -52,15 +56,15 @@ internal abstract class AttentionExchange
     /// <summary>[B, C, Hk, E].</summary>
     protected Tensor V { get; }
 
-    /// <summary>[H] or none.</summary>
+    /// <summary>[H], [B, C, H], [B, C, H, D] or none.</summary>
     protected Tensor? Decay { get; }
 
-    /// <summary>[B, H, D, E], the same on every rank, or none.</summary>
+    /// <summary>[B or n, H, D, E], read where a document starts, or none.</summary>
     protected Tensor? InitialState { get; }
 
     protected IBackend Backend => Call.Device.Backend;
 
-    /// <summary>Waits for the message and writes o [B, C, H, E], and the state after the last token of the sequence where it is wanted.</summary>
+    /// <summary>Waits for the message and writes o [B, C, H, E], and where wanted the final states of the documents that end on this rank (zeros for the others).</summary>
     public abstract void Finish(Tensor q, Tensor o, Tensor? finalState);
 
     /// <summary>
@@ -69,7 +73,7 @@ internal abstract class AttentionExchange
     /// </summary>
     public abstract void BackwardFinish(Tensor q, Tensor dO, Tensor? dFinalState, Tensor dq, bool continues);
 
-    /// <summary>Waits for the message and writes dk, dv, and where wanted this rank's part of dDecay [H] and of dInitialState.</summary>
+    /// <summary>Waits for the message and writes dk, dv, and where wanted this rank's part of dDecay (shaped like the decay) and of dInitialState.</summary>
     public abstract void BackwardBegin(Tensor dk, Tensor dv, Tensor? dDecay, Tensor? dInitialState);
 
     /// <summary>Keeps a tensor until the exchange is over.</summary>

@@ -102,7 +102,7 @@ internal sealed class AttendOnRank(RankContext rank, AttendInputs inputs, Attend
         double seconds = Stopwatch.GetElapsedTime(started).TotalSeconds;
 
         outputs.PutTokens("o", output.Value, Start);
-        if (rank.Rank == 0) outputs.PutState("final_state", finalState.Value);
+        if (Length > 0 && Start + Length == _partition.Tokens) outputs.PutState("final_state", finalState.Value); // The last token's rank owns it.
         if (dO is not null) PutGradients(q, k, v, decay, initialState);
         return new AttendRank(Length, rank.World.Counters.BytesSent, rank.World.Counters.Messages, rank.Device.Memory.Peak, seconds);
     }

@@ -16,7 +16,7 @@ public class Lasp2GpuTests
     public void Every_rank_equals_the_definition(int w, int n, bool decay)
     {
         Gpu.Require();
-        Dictionary<string, double> errors = new StrategyCase(w, n, DType.F32) { Decay = decay, States = decay }.Errors(new WorldOptions(DeviceKind.Cuda, VirtualRanks: true));
+        Dictionary<string, double> errors = new StrategyCase(w, n, DType.F32) { Decay = decay ? DecayKind.Head : DecayKind.None, States = decay }.Errors(new WorldOptions(DeviceKind.Cuda, VirtualRanks: true));
         Assert.All(errors, e => Assert.True(e.Value <= 5e-5, $"{e.Key}: {e.Value:e2}"));
     }
 }
@@ -32,7 +32,7 @@ public class Lasp2NcclTests
     public void Every_rank_equals_the_definition(int n, bool decay)
     {
         Gpu.Require(2);
-        Dictionary<string, double> errors = new StrategyCase(2, n, DType.F32) { Decay = decay, States = decay }.Errors(new WorldOptions(DeviceKind.Cuda));
+        Dictionary<string, double> errors = new StrategyCase(2, n, DType.F32) { Decay = decay ? DecayKind.Head : DecayKind.None, States = decay }.Errors(new WorldOptions(DeviceKind.Cuda));
         Assert.All(errors, e => Assert.True(e.Value <= 5e-5, $"{e.Key}: {e.Value:e2}"));
     }
 
@@ -40,7 +40,7 @@ public class Lasp2NcclTests
     public void Bytes_per_layer_are_the_formula()
     {
         Gpu.Require(2);
-        var @case = new StrategyCase(2, 256, DType.F32) { Decay = true };
+        var @case = new StrategyCase(2, 256, DType.F32) { Decay = DecayKind.Head };
         long state = @case.B * @case.H * @case.D * @case.E * sizeof(float);
         var sent = new long[2];
         @case.Errors(new WorldOptions(DeviceKind.Cuda), rank => sent[rank.Rank] = rank.World.Counters.BytesSent);

@@ -5,12 +5,23 @@ using LaspNative.Tests.Oracles;
 
 namespace LaspNative.Tests.SequenceParallel;
 
+/// <summary>The kinds of log decay, by shape: none, [H], [B, N, H], [B, N, H, D].</summary>
+public enum DecayKind
+{
+    None,
+    Head,
+    Token,
+    Channel,
+}
+
 /// <summary>
 /// One attention problem over W ranks: the oracle sees the whole sequence, each rank its chunk, and every rank's every result is compared.
 /// Heads differ in scale, mean and decay, so that a value read at another head or rank shows.
 /// </summary>
 public sealed record StrategyCase(int W, int N, DType DType)
 {
+    private const double Scale = 0.25;
+
     public int B { get; init; } = 1;
 
     public int H { get; init; } = 4;
@@ -21,74 +32,97 @@ public sealed record StrategyCase(int W, int N, DType DType)
 
     public int E { get; init; } = 24;
 
-    public bool Decay { get; init; }
+    public DecayKind Decay { get; init; }
 
-    /// <summary>Also gives an initial state and a gradient of the final state.</summary>
+    /// <summary>Also gives an initial state and a gradient of the final state, one per document.</summary>
     public bool States { get; init; }
+
+    /// <summary>cu_seqlens of packed documents.</summary>
+    public long[]? Documents { get; init; }
+
+    public bool Causal { get; init; } = true;
 
     public string Strategy { get; init; } = "lasp2";
 
-    private const double Scale = 0.25;
+    private int DocumentCount => Documents is null ? B : Documents.Length - 1;
 
-    /// <summary>Runs the case and returns the largest relative error, by name of what was compared ("dq on rank 1").</summary>
+    /// <summary>The whole problem for the oracle, inputs rounded to the case's type.</summary>
+    public LinearAttentionOracle Oracle => new(B, N, H, Hk, D, E)
+    {
+        Q = Input(1, H, D),
+        K = Input(2, Hk, D),
+        V = Input(3, Hk, E),
+        Decay = LogDecay(),
+        InitialState = States && InitialStateAllowed ? State(5) : null,
+        CuSeqlens = Documents,
+        Causal = Causal,
+        Scale = Scale,
+    };
+
+    /// <summary>Ring attention passes no state, and attention without a mask has no start.</summary>
+    private bool InitialStateAllowed => Causal && Strategy != "ring";
+
+    private double[] OutputGradient => Input(4, H, E);
+
+    private double[]? FinalStateGradient => States ? State(6) : null;
+
+    /// <summary>All results of one rank; those that are not given are null.</summary>
+    public sealed record RankResult(double[] Output, double[] FinalState, double[] Query, double[] Key, double[] Value, double[]? Decay, double[]? InitialState);
+
+    /// <summary>Runs the case and returns every relative error by name of what was compared ("dq on rank 1").</summary>
     public Dictionary<string, double> Errors(WorldOptions world, Action<RankContext>? after = null)
     {
-        var oracle = new LinearAttentionOracle(B, N, H, Hk, D, E)
-        {
-            Q = Input(1, H, D),
-            K = Input(2, Hk, D),
-            V = Input(3, Hk, E),
-            Decay = Decay ? TestData.Rounded(TestData.Decays(H), DType.Accumulator()) : null,
-            InitialState = States ? TestData.Rounded(TestData.Normal(B * H * D * E, 5), DType.Accumulator()) : null,
-            Scale = Scale,
-        };
-        double[] dO = Input(4, H, E);
-        double[]? dFinal = States ? TestData.Rounded(TestData.Normal(B * H * D * E, 6), DType.Accumulator()) : null;
+        LinearAttentionOracle oracle = Oracle;
         LinearAttentionOracle.Values expected = oracle.Forward();
-        LinearAttentionOracle.Gradients gradients = oracle.Backward(dO, dFinal);
+        LinearAttentionOracle.Gradients gradients = oracle.Backward(OutputGradient, FinalStateGradient);
+        RankResult[] results = Run(world, after);
 
-        var errors = new Dictionary<string, double>();
-        var dDecay = new double[H];
-        var dInitial = new double[B * H * D * E];
-        World.Run(world with { Ranks = W }, rank =>
+        var errors = new Dictionary<string, double>(StringComparer.Ordinal);
+        void Compare(string what, double[]? actual, double[] reference) => errors[what] = Oracles.Errors.Relative(actual, reference);
+        for (int r = 0; r < W; r++)
         {
-            rank.World.Counters.Reset();
-            RankResult result = RunRank(rank, oracle, dO, dFinal);
-            after?.Invoke(rank);
-            lock (errors)
-            {
-                void Compare(string what, double[] actual, double[] reference) => errors[$"{what} on rank {rank.Rank}"] = Oracles.Errors.Relative(actual, reference);
-                Compare("o", result.Output, Chunk(expected.Output, H, E, rank.Rank));
-                Compare("final_state", result.FinalState, expected.FinalState);
-                Compare("dq", result.Query, Chunk(gradients.Query, H, D, rank.Rank));
-                Compare("dk", result.Key, Chunk(gradients.Key, Hk, D, rank.Rank));
-                Compare("dv", result.Value, Chunk(gradients.Value, Hk, E, rank.Rank));
-                AddInto(result.Decay, dDecay);
-                AddInto(result.InitialState, dInitial);
-            }
-        });
-        if (Decay) errors["d_log_decay"] = Oracles.Errors.Relative(dDecay, gradients.Decay);
-        if (States) errors["d_initial_state"] = Oracles.Errors.Relative(dInitial, gradients.InitialState);
+            Compare($"o on rank {r}", results[r].Output, Chunk(expected.Output, H, E, r));
+            Compare($"dq on rank {r}", results[r].Query, Chunk(gradients.Query, H, D, r));
+            Compare($"dk on rank {r}", results[r].Key, Chunk(gradients.Key, Hk, D, r));
+            Compare($"dv on rank {r}", results[r].Value, Chunk(gradients.Value, Hk, E, r));
+            if (Decay is DecayKind.Token or DecayKind.Channel) Compare($"d_log_decay on rank {r}", results[r].Decay, Chunk(gradients.Decay, H, Decay == DecayKind.Token ? 1 : D, r));
+        }
+        Compare("final_state", Sum(results, r => r.FinalState), expected.FinalState);
+        if (Decay == DecayKind.Head) Compare("d_log_decay", Sum(results, r => r.Decay!), gradients.Decay);
+        if (oracle.InitialState is not null) Compare("d_initial_state", Sum(results, r => r.InitialState!), gradients.InitialState);
         return errors;
     }
 
-    private sealed record RankResult(double[] Output, double[] FinalState, double[] Query, double[] Key, double[] Value, double[]? Decay, double[]? InitialState);
+    /// <summary>Every rank's results.</summary>
+    public RankResult[] Run(WorldOptions world, Action<RankContext>? after = null)
+    {
+        LinearAttentionOracle oracle = Oracle;
+        var results = new RankResult[W];
+        World.Run(world with { Ranks = W }, rank =>
+        {
+            rank.World.Counters.Reset();
+            results[rank.Rank] = RunRank(rank, oracle);
+            after?.Invoke(rank);
+        });
+        return results;
+    }
 
-    private RankResult RunRank(RankContext rank, LinearAttentionOracle oracle, double[] dOutput, double[]? dFinal)
+    private RankResult RunRank(RankContext rank, LinearAttentionOracle oracle)
     {
         Device device = rank.Device;
         var partition = new SequencePartition(N, W);
         long c = partition.Length(rank.Rank);
-        Variable Leaf(double[] values, int heads, int width) =>
-            Variable.Parameter(TestData.Tensor(Chunk(values, heads, width, rank.Rank), [B, c, heads, width], DType, device));
         DType acc = DType.Accumulator();
-        using Variable q = Leaf(oracle.Q, H, D), k = Leaf(oracle.K, Hk, D), v = Leaf(oracle.V, Hk, E);
-        using Variable? decay = oracle.Decay is null ? null : Variable.Parameter(TestData.Tensor(oracle.Decay, [H], acc, device));
-        using Variable? initial = oracle.InitialState is null ? null : Variable.Parameter(TestData.Tensor(oracle.InitialState, [B, H, D, E], acc, device));
-        using Tensor dO = TestData.Tensor(Chunk(dOutput, H, E, rank.Rank), [B, c, H, E], DType, device);
-        using Tensor? dS = dFinal is null ? null : TestData.Tensor(dFinal, [B, H, D, E], acc, device);
+        Tensor Share(double[] values, int heads, int width, DType dtype) => TestData.Tensor(Chunk(values, heads, width, rank.Rank), [B, c, heads, width], dtype, device);
+        using var q = Variable.Parameter(Share(oracle.Q, H, D, DType));
+        using var k = Variable.Parameter(Share(oracle.K, Hk, D, DType));
+        using var v = Variable.Parameter(Share(oracle.V, Hk, E, DType));
+        using Variable? decay = LeafOfDecay(oracle.Decay, rank.Rank, c, device);
+        using Variable? initial = oracle.InitialState is null ? null : Variable.Parameter(TestData.Tensor(oracle.InitialState, [DocumentCount, H, D, E], acc, device));
+        using Tensor dO = Share(OutputGradient, H, E, DType);
+        using Tensor? dS = FinalStateGradient is { } dFinal ? TestData.Tensor(dFinal, [DocumentCount, H, D, E], acc, device) : null;
 
-        var options = new AttentionOptions { Scale = Scale, Partition = partition };
+        var options = new AttentionOptions { Scale = Scale, Partition = partition, Causal = Causal, Documents = Documents is null ? null : new PackedDocuments(Documents) };
         LinearAttentionResult result = LinearAttention.ApplyWithState(q, k, v, decay, initial, rank.World, LaspNative.Collectives.SequenceParallel.Parse(Strategy), options);
         using Variable output = result.Output;
         using Variable finalState = result.FinalState;
@@ -97,6 +131,32 @@ public sealed record StrategyCase(int W, int N, DType DType)
         return new RankResult(output.Value.ToDoubles(), finalState.Value.ToDoubles(), q.Gradient!.ToDoubles(), k.Gradient!.ToDoubles(), v.Gradient!.ToDoubles(),
             decay?.Gradient!.ToDoubles(), initial?.Gradient!.ToDoubles());
     }
+
+    private Variable? LeafOfDecay(double[]? values, int rank, long c, Device device)
+    {
+        DType acc = DType.Accumulator();
+        return Decay switch
+        {
+            DecayKind.None => null,
+            DecayKind.Head => Variable.Parameter(TestData.Tensor(values!, [H], acc, device)),
+            DecayKind.Token => Variable.Parameter(TestData.Tensor(Chunk(values!, H, 1, rank), [B, c, H], acc, device)),
+            _ => Variable.Parameter(TestData.Tensor(Chunk(values!, H, D, rank), [B, c, H, D], acc, device)),
+        };
+    }
+
+    private double[]? LogDecay()
+    {
+        double[]? values = Decay switch
+        {
+            DecayKind.None => null,
+            DecayKind.Head => TestData.Decays(H),
+            DecayKind.Token => Array.ConvertAll(TestData.Heads((long)B * N, H, 1, 7), x => -0.1 * Math.Abs(x)),
+            _ => Array.ConvertAll(TestData.Heads((long)B * N, H, D, 7), x => -0.1 * Math.Abs(x)),
+        };
+        return values is null ? null : TestData.Rounded(values, DType.Accumulator());
+    }
+
+    private double[] State(int seed) => TestData.Rounded(TestData.Normal((long)DocumentCount * H * D * E, seed), DType.Accumulator());
 
     private double[] Input(int seed, int heads, int width) => TestData.Rounded(TestData.Heads((long)B * N, heads, width, seed), DType);
 
@@ -110,8 +170,6 @@ public sealed record StrategyCase(int W, int N, DType DType)
         return [.. Enumerable.Range(0, B).SelectMany(b => values.AsSpan(b * N * row + start, length).ToArray())];
     }
 
-    private static void AddInto(double[]? part, double[] sum)
-    {
-        for (int i = 0; part is not null && i < sum.Length; i++) sum[i] += part[i];
-    }
+    private static double[] Sum(RankResult[] results, Func<RankResult, double[]> part) =>
+        results.Select(part).Aggregate((a, b) => [.. a.Zip(b, (x, y) => x + y)]);
 }

@@ -1,0 +1,165 @@
+using LaspNative.Runtime;
+
+namespace LaspNative.Collectives;
+
+/// <summary>
+/// A rank's own chunk, computed as runs of tokens: one per document piece, the whole chunk where nothing is packed. Every run is the affine map S_out = A S_in + M, and only two of them
+/// meet other ranks: the first, if its document began before (it enters with P_t), and the last, if its document goes on (D_t comes back through it).
+///   a run enters with  P_t, or its document's initial state, or zero       its gradient D comes from  D_t, or its document's final state, or zero
+/// All strategies that pass states compute through this; they differ only in how P_t and D_t travel.
+/// </summary>
+internal sealed class LocalRuns(AttentionCall call, Tensor k, Tensor v, Tensor? decay, Tensor? initialState)
+{
+    private readonly IReadOnlyList<DocumentPiece> _pieces = call.PiecesOf(call.Group.Rank);
+
+    private IBackend Backend => call.Device.Backend;
+
+    /// <summary>M_t: the state that leaves the chunk when zero enters it. Zero when no document goes on.</summary>
+    public void State(Tensor state)
+    {
+        if (_pieces is not [.., { IsLast: false } last])
+        {
+            Backend.Fill(0, state);
+            return;
+        }
+        using Piece piece = Cut(last);
+        Backend.LinearAttentionState(piece.K, piece.V, piece.Decay, state);
+        if (last.IsFirst && piece.Initial is not null) Propagate(piece, piece.Initial, state, state);
+    }
+
+    /// <summary>o, and the final states of the documents that end here (zeros for the others).</summary>
+    public void Forward(Tensor q, Tensor? entering, Tensor o, Tensor? finalState)
+    {
+        if (finalState is not null) Backend.Fill(0, finalState);
+        foreach (DocumentPiece p in _pieces)
+        {
+            using Piece piece = Cut(p);
+            using Tensor qPiece = Tokens(q, p), oPiece = Tokens(o, p);
+            Tensor? start = p.IsFirst ? piece.Initial : entering;
+            Backend.LinearAttention(qPiece, piece.K, piece.V, piece.Decay, start, call.Scale, oPiece);
+            if (finalState is null || !p.IsLast) continue;
+            using Tensor final = OfDocument(finalState, p), own = call.EmptyState();
+            Backend.LinearAttentionState(piece.K, piece.V, piece.Decay, own);
+            Propagate(piece, start, own, final);
+        }
+    }
+
+    /// <summary>dM_t: the gradient of the state that enters the chunk, from the chunk's own outputs and final state. Zero when no document came from before.</summary>
+    public void BackwardState(Tensor q, Tensor dO, Tensor? dFinalState, Tensor dState)
+    {
+        if (_pieces is not [{ IsFirst: false } first, ..])
+        {
+            Backend.Fill(0, dState);
+            return;
+        }
+        using Piece piece = Cut(first);
+        OwnGradient(piece, first, q, dO, dState);
+        if (!first.IsLast || dFinalState is null) return;
+        using Tensor dFinal = OfDocument(dFinalState, first);
+        Propagate(piece, dFinal, dState, dState);
+    }
+
+    public void BackwardQuery(Tensor dO, Tensor? entering, Tensor dq)
+    {
+        foreach (DocumentPiece p in _pieces)
+        {
+            using Piece piece = Cut(p);
+            using Tensor dOPiece = Tokens(dO, p), dqPiece = Tokens(dq, p);
+            Backend.LinearAttentionBackwardQuery(piece.K, piece.V, dOPiece, piece.Decay, p.IsFirst ? piece.Initial : entering, call.Scale, dqPiece);
+        }
+    }
+
+    public void BackwardKeyValue(Tensor q, Tensor dO, Tensor? leaving, Tensor? dFinalState, Tensor dk, Tensor dv)
+    {
+        foreach (DocumentPiece p in _pieces)
+        {
+            using Piece piece = Cut(p);
+            using Tensor qPiece = Tokens(q, p), dOPiece = Tokens(dO, p), dkPiece = Tokens(dk, p), dvPiece = Tokens(dv, p);
+            using Tensor? d = Leaving(p, leaving, dFinalState);
+            Backend.LinearAttentionBackwardKeyValue(qPiece, piece.K, piece.V, dOPiece, piece.Decay, d, call.Scale, dkPiece, dvPiece);
+        }
+    }
+
+    /// <summary>dDecay, shaped like the decay: per head the sum over this rank's tokens.</summary>
+    public void BackwardDecay(Tensor q, Tensor dO, Tensor? entering, Tensor? leaving, Tensor? dFinalState, Tensor dDecay)
+    {
+        bool perHead = dDecay.Shape.Rank == 1;
+        if (perHead) Backend.Fill(0, dDecay);
+        foreach (DocumentPiece p in _pieces)
+        {
+            using Piece piece = Cut(p);
+            using Tensor qPiece = Tokens(q, p), dOPiece = Tokens(dO, p);
+            using Tensor? d = Leaving(p, leaving, dFinalState);
+            using Tensor part = perHead ? Tensor.Empty(dDecay.Shape, dDecay.DType, call.Device) : Tokens(dDecay, p);
+            Backend.LinearAttentionBackwardDecay(qPiece, piece.K, piece.V, dOPiece, piece.Decay!, p.IsFirst ? piece.Initial : entering, d, call.Scale, part);
+            if (perHead) Backend.AddScaled(part, 1, dDecay);
+        }
+    }
+
+    /// <summary>Gradients of the initial states of the documents that start here (zeros for the others): A D + dM of their first piece.</summary>
+    public void BackwardInitialState(Tensor q, Tensor dO, Tensor? leaving, Tensor? dFinalState, Tensor dInitialState)
+    {
+        Backend.Fill(0, dInitialState);
+        foreach (DocumentPiece p in _pieces)
+        {
+            if (!p.IsFirst) continue;
+            using Piece piece = Cut(p);
+            using Tensor own = call.EmptyState(), gradient = OfDocument(dInitialState, p);
+            using Tensor? d = Leaving(p, leaving, dFinalState);
+            OwnGradient(piece, p, q, dO, own);
+            Propagate(piece, d, own, gradient);
+        }
+    }
+
+    private void OwnGradient(Piece piece, DocumentPiece p, Tensor q, Tensor dO, Tensor dState)
+    {
+        using Tensor qPiece = Tokens(q, p), dOPiece = Tokens(dO, p);
+        Backend.LinearAttentionBackwardState(qPiece, dOPiece, piece.Decay, call.Scale, dState);
+    }
+
+    /// <summary>destination = A state + own, by the one kernel that combines states.</summary>
+    private void Propagate(Piece piece, Tensor? state, Tensor own, Tensor destination)
+    {
+        using Tensor factor = Tensor.Empty(call.FactorShape(piece.Decay), own.DType, call.Device, MemoryCategory.States);
+        Backend.RunDecay(piece.Decay, piece.K.Shape[1], factor);
+        using Tensor states = own.View([1, .. own.Shape]);
+        using Tensor factors = factor.View([1, .. factor.Shape]);
+        Backend.CombineStates(states, factors, first: 0, count: 1, step: 1, state, destination);
+    }
+
+    /// <summary>The gradient of the state that leaves a piece; null: zero.</summary>
+    private Tensor? Leaving(DocumentPiece p, Tensor? leaving, Tensor? dFinalState) =>
+        p.IsLast ? (dFinalState is null ? null : OfDocument(dFinalState, p)) : leaving?.Share();
+
+    /// <summary>The row of a document in initial or final states.</summary>
+    private Tensor OfDocument(Tensor states, DocumentPiece p) => call.Documents is null ? states.Share() : states.Slice(p.Document, 1);
+
+    /// <summary>The tokens of a piece in a tensor [B, C, ...]; a packed batch has one row.</summary>
+    private Tensor Tokens(Tensor x, DocumentPiece p)
+    {
+        if (p.Start == 0 && p.Length == x.Shape[1]) return x.Share();
+        Span<long> extents = stackalloc long[x.Shape.Rank];
+        for (int i = 0; i < extents.Length; i++) extents[i] = x.Shape[i];
+        using Tensor rows = x.View(new Shape(extents[1..]));
+        using Tensor cut = rows.Slice(p.Start, p.Length);
+        extents[1] = p.Length;
+        return cut.View(new Shape(extents));
+    }
+
+    private Piece Cut(DocumentPiece p) => new(
+        Tokens(k, p),
+        Tokens(v, p),
+        decay is null ? null : decay.Shape.Rank == 1 ? decay.Share() : Tokens(decay, p),
+        p.IsFirst && initialState is not null ? OfDocument(initialState, p) : null);
+
+    private sealed record Piece(Tensor K, Tensor V, Tensor? Decay, Tensor? Initial) : IDisposable
+    {
+        public void Dispose()
+        {
+            K.Dispose();
+            V.Dispose();
+            Decay?.Dispose();
+            Initial?.Dispose();
+        }
+    }
+}
