@@ -1,6 +1,5 @@
 using LaspNative.Collectives;
 using LaspNative.Runtime;
-using LaspNative.Tests.Oracles;
 using Xunit;
 
 namespace LaspNative.Tests.SequenceParallel;
