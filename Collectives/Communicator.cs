@@ -123,6 +123,17 @@ public abstract class Communicator : ICommunicator
         return work;
     }
 
+    public ICommunicator? Split(ReadOnlySpan<int> ranks)
+    {
+        int[] members = ranks.ToArray();
+        if (members.Length == 0) throw new LaspException($"Split on rank {Rank}: the list of ranks is empty; name at least one rank");
+        foreach (int member in members) CheckPeer("Split", member);
+        if (members.Distinct().Count() != members.Length) throw new LaspException($"Split on rank {Rank}: the list {string.Join(", ", members)} names a rank twice; name each once");
+        if (members.Length > 1) return SplitOff(members);
+        // A rank alone needs no transport.
+        return members[0] == Rank ? new LocalGroup(1).Communicator(0, Device) : null;
+    }
+
     public abstract void Barrier();
 
     public void Dispose()
@@ -147,6 +158,9 @@ public abstract class Communicator : ICommunicator
     private protected abstract CommunicationWork StartReceive(Tensor destination, int peer);
 
     private protected abstract CommunicationWork StartSendReceive(Tensor source, int to, Tensor destination, int from);
+
+    /// <summary>The group of at least two of this group's ranks, null on the ranks outside.</summary>
+    private protected abstract ICommunicator? SplitOff(int[] ranks);
 
     protected abstract void Dispose(bool disposing);
 

@@ -61,6 +61,12 @@ public interface ICommunicator : IDisposable
     /// <summary>A send and a receive as one operation: neither waits for the other, so a ring of them cannot deadlock.</summary>
     CommunicationWork SendReceive(Tensor source, int to, Tensor destination, int from);
 
+    /// <summary>
+    /// The group of the given ranks of this one, in that order; null on the ranks outside. Every rank of this group calls it with the same ranks, in the same order
+    /// of calls. The caller disposes the new group before this one; what ends this one ends it too.
+    /// </summary>
+    ICommunicator? Split(ReadOnlySpan<int> ranks);
+
     /// <summary>Blocks until every rank has arrived and its queued work has run.</summary>
     void Barrier();
 }

@@ -14,6 +14,7 @@ internal sealed class LocalCommunicator : Communicator
     private readonly Dictionary<LocalChannel, long> _sequences = [];
     private readonly List<LocalExchange> _returned = [];
     private readonly Lock _returnedLock = new();
+    private int _splits;
     private bool _disposed;
 
     public LocalCommunicator(LocalGroup group, int rank, Device device) : base(rank, group.Size, device)
@@ -69,7 +70,7 @@ internal sealed class LocalCommunicator : Communicator
             for (int rank = 0; rank < Size; rank++)
             {
                 BlockLayout theirs = exchange.Blocks[rank]!.Parts!;
-                if (theirs.Count(Rank) != received.Count(rank)) throw _group.Disagreement(rank, theirs.Count(Rank), Rank, received.Count(rank));
+                if (theirs.Count(Rank) != received.Count(rank)) _group.Disagree(rank, theirs.Count(Rank), Rank, received.Count(rank));
                 FetchElements(exchange, rank, theirs.Start(Rank), destination, received.Start(rank), received.Count(rank));
             }
         });
@@ -92,6 +93,8 @@ internal sealed class LocalCommunicator : Communicator
         StartSend(source, to);
         return StartReceive(destination, from);
     }
+
+    private protected override ICommunicator? SplitOff(int[] ranks) => _group.Split(Rank, _splits++, ranks, Device);
 
     protected override void Dispose(bool disposing)
     {

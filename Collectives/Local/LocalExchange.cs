@@ -36,8 +36,10 @@ internal sealed class LocalExchange
     private readonly bool[] _unread;
     private int _held;
 
-    public LocalExchange(LocalChannel channel, long sequence, LocalOperation operation, int firstRank, int size)
+    public LocalExchange(LocalGroup group, LocalChannel channel, long sequence, LocalOperation operation, int firstRank)
     {
+        int size = group.Size;
+        Group = group;
         Key = (channel, sequence);
         Operation = operation;
         FirstRank = firstRank;
@@ -53,6 +55,8 @@ internal sealed class LocalExchange
     }
 
     public (LocalChannel Channel, long Sequence) Key { get; }
+
+    public LocalGroup Group { get; }
 
     public LocalOperation Operation { get; }
 
@@ -71,6 +75,9 @@ internal sealed class LocalExchange
 
     /// <summary>Whether the rank takes part and has not posted.</summary>
     public bool Expects(int rank) => _expected[rank];
+
+    /// <summary>The ranks that have not posted, counted as in the first group of the family.</summary>
+    public IEnumerable<int> MissingMembers() => Enumerable.Range(0, _expected.Length).Where(Expects).Select(r => Group.Members[r]);
 
     public void Arrive(int rank, StagedBlock? block)
     {
@@ -100,8 +107,8 @@ internal sealed class LocalExchange
     }
 
     public string Describe() => Key.Channel == LocalChannel.Collective
-        ? $"{Operation} (operation {Key.Sequence})"
-        : $"{Operation} from rank {Key.Channel.From} to rank {Key.Channel.To} (message {Key.Sequence})";
+        ? $"{Operation} (operation {Key.Sequence}{Group.Description})"
+        : $"{Operation} from rank {Key.Channel.From} to rank {Key.Channel.To} (message {Key.Sequence}{Group.Description})";
 }
 
 /// <summary>A rank's contribution: memory of its own device, when it is filled, and which part is whose where every pair of ranks has its own count.</summary>

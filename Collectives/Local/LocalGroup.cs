@@ -9,23 +9,30 @@ namespace LaspNative.Collectives;
 /// </summary>
 public sealed class LocalGroup
 {
-    private readonly object _gate = new();
+    private readonly LocalFamily _family;
     private readonly Dictionary<(LocalChannel Channel, long Sequence), LocalExchange> _exchanges = [];
+    private readonly List<LocalGroup> _splits = [];
     private readonly LocalCommunicator?[] _ranks;
-    private readonly LocalExchange?[] _waitingFor;
     private readonly bool[] _left;
-    private (string Message, Exception? Reason)? _failure;
 
-    public LocalGroup(int size)
+    public LocalGroup(int size) : this(size < 1 ? throw new LaspException($"a group needs at least 1 rank, got {size}") : [.. Enumerable.Range(0, size)], new LocalFamily(size), "") { }
+
+    private LocalGroup(int[] members, LocalFamily family, string description)
     {
-        if (size < 1) throw new LaspException($"a group needs at least 1 rank, got {size}");
-        Size = size;
-        _ranks = new LocalCommunicator?[size];
-        _waitingFor = new LocalExchange?[size];
-        _left = new bool[size];
+        Members = members;
+        Description = description;
+        _family = family;
+        _ranks = new LocalCommunicator?[members.Length];
+        _left = new bool[members.Length];
     }
 
-    public int Size { get; }
+    public int Size => Members.Length;
+
+    /// <summary>This group's ranks as the first group of the family counts them.</summary>
+    internal int[] Members { get; }
+
+    /// <summary>What errors add to say which group they speak of; nothing for the first.</summary>
+    internal string Description { get; }
 
     /// <summary>
     /// The group as one rank sees it; once per rank. Every rank needs a device of its own (several may share a GPU), all of one kind.
@@ -34,7 +41,7 @@ public sealed class LocalGroup
     public ICommunicator Communicator(int rank, Device device)
     {
         var communicator = new LocalCommunicator(this, rank, device);
-        lock (_gate)
+        lock (_family.Gate)
         {
             if (_ranks[rank] is not null) throw new LaspException($"rank {rank} of this group is taken; ask once per rank");
             if (Array.Find(_ranks, r => r is not null) is { } other && other.Device.Kind != device.Kind)
@@ -48,35 +55,35 @@ public sealed class LocalGroup
     public void Abort(Exception reason)
     {
         ArgumentNullException.ThrowIfNull(reason);
-        lock (_gate) Fail($"the group was aborted: {reason.Message}", reason);
+        lock (_family.Gate) _family.Fail($"the group was aborted: {reason.Message}", reason);
     }
 
     /// <summary>As <see cref="Abort(Exception)"/>, naming the rank that failed.</summary>
     public void Abort(int rank, Exception reason)
     {
         ArgumentNullException.ThrowIfNull(reason);
-        lock (_gate) Fail($"rank {rank} failed: {reason.Message}", reason);
+        lock (_family.Gate) _family.Fail($"rank {rank} failed: {reason.Message}", reason);
     }
 
     /// <summary>Adds the rank's contribution to the operation that is next in the channel. Does not wait.</summary>
     internal LocalExchange Post(int rank, LocalChannel channel, long sequence, LocalOperation operation, StagedBlock? block)
     {
-        lock (_gate)
+        lock (_family.Gate)
         {
-            ThrowIfFailed();
+            _family.ThrowIfFailed();
             if (!_exchanges.TryGetValue((channel, sequence), out LocalExchange? exchange))
             {
-                exchange = new LocalExchange(channel, sequence, operation, rank, Size);
+                exchange = new LocalExchange(this, channel, sequence, operation, rank);
                 _exchanges.Add((channel, sequence), exchange);
             }
             else if (exchange.Operation != operation)
             {
-                Fail($"rank {rank} called {operation} where rank {exchange.FirstRank} called {exchange.Describe()}; all ranks must call the same operations in the same order", null);
+                _family.Fail($"rank {rank} called {operation} where rank {exchange.FirstRank} called {exchange.Describe()}; all ranks must call the same operations in the same order", null);
             }
             FailIfAbandoned(exchange);
-            ThrowIfFailed();
+            _family.ThrowIfFailed();
             exchange.Arrive(rank, block);
-            if (exchange.IsComplete) Monitor.PulseAll(_gate);
+            if (exchange.IsComplete) Monitor.PulseAll(_family.Gate);
             return exchange;
         }
     }
@@ -84,47 +91,59 @@ public sealed class LocalGroup
     /// <summary>Blocks until all ranks have posted: then the blocks may be read, without a lock, until <see cref="Read"/>.</summary>
     internal void Await(int rank, LocalExchange exchange)
     {
-        lock (_gate)
+        lock (_family.Gate)
         {
-            _waitingFor[rank] = exchange;
             FailIfAbandoned(exchange);
-            FailIfDeadlocked();
-            while (!exchange.IsComplete && _failure is null) Monitor.Wait(_gate);
-            _waitingFor[rank] = null;
-            if (!exchange.IsComplete) ThrowIfFailed();
+            _family.Await(Members[rank], exchange);
         }
     }
 
     /// <summary>The rank has read what it needed (on a GPU: its copies are queued, <paramref name="fence"/> behind them).</summary>
     internal void Read(int rank, LocalExchange exchange, CopyFence? fence)
     {
-        lock (_gate)
+        lock (_family.Gate)
             if (exchange.Read(rank, fence)) Retire(exchange);
     }
 
     /// <summary>The rank will call nothing more: whoever still waits for it fails.</summary>
     internal void Leave(int rank)
     {
-        lock (_gate)
+        lock (_family.Gate)
         {
             _left[rank] = true;
             foreach (LocalExchange exchange in _exchanges.Values.ToArray())
                 if (exchange.Read(rank, null)) Retire(exchange);
-            foreach (LocalExchange? exchange in _waitingFor)
-                if (exchange is not null) FailIfAbandoned(exchange);
-            FailIfDeadlocked();
+            foreach (LocalExchange exchange in _family.Awaited()) exchange.Group.FailIfAbandoned(exchange);
             if (Array.TrueForAll(_left, left => left)) Close();
         }
     }
 
     /// <summary>Ends the group because two ranks gave different counts for what one sends the other.</summary>
-    internal GroupFailedException Disagreement(int from, long sent, int to, long expected)
+    internal void Disagree(int from, long sent, int to, long expected)
     {
-        lock (_gate)
+        lock (_family.Gate)
         {
-            Fail($"AllToAll: rank {from} sends rank {to} {sent} elements, but rank {to} expects {expected}; both need one count", null);
-            return Failure(_failure!.Value);
+            _family.Fail($"AllToAll: rank {from} sends rank {to} {sent} elements, but rank {to} expects {expected}; both need one count", null);
+            _family.ThrowIfFailed();
         }
+    }
+
+    /// <summary>The group of some of these ranks as one of them sees it, null elsewhere. <paramref name="sequence"/> counts the rank's splits; the first rank to come makes the group.</summary>
+    internal ICommunicator? Split(int rank, int sequence, int[] ranks, Device device)
+    {
+        LocalGroup part;
+        lock (_family.Gate)
+        {
+            _family.ThrowIfFailed();
+            int[] members = [.. ranks.Select(r => Members[r])];
+            if (sequence == _splits.Count) _splits.Add(new LocalGroup(members, _family, $" in the group of ranks {string.Join(", ", members)}"));
+            part = _splits[sequence];
+            if (!part.Members.AsSpan().SequenceEqual(members))
+                _family.Fail($"rank {rank} splits off ranks {string.Join(", ", members)} where another rank splits off {string.Join(", ", part.Members)}; all ranks must split in the same order", null);
+            _family.ThrowIfFailed();
+        }
+        int index = Array.IndexOf(ranks, rank);
+        return index < 0 ? null : part.Communicator(index, device);
     }
 
     private void Close()
@@ -143,30 +162,6 @@ public sealed class LocalGroup
     private void FailIfAbandoned(LocalExchange exchange)
     {
         for (int rank = 0; rank < Size; rank++)
-            if (_left[rank] && exchange.Expects(rank)) Fail($"rank {rank} left the group before {exchange.Describe()}, which rank {exchange.FirstRank} called", null);
+            if (_left[rank] && exchange.Expects(rank)) _family.Fail($"rank {rank} left the group before {exchange.Describe()}, which rank {exchange.FirstRank} called", null);
     }
-
-    /// <summary>When every rank that is left waits for something incomplete, nobody is there to complete it.</summary>
-    private void FailIfDeadlocked()
-    {
-        int[] present = [.. Enumerable.Range(0, Size).Where(r => !_left[r] && _ranks[r] is not null)];
-        if (present.Length == 0 || present.Length + _left.Count(left => left) < Size) return;
-        if (!Array.TrueForAll(present, r => _waitingFor[r] is { IsComplete: false })) return;
-        string waits = string.Join(", ", present.Select(r => $"rank {r} for {_waitingFor[r]!.Describe()}"));
-        Fail($"all ranks wait for one another ({waits}); all ranks must call the same operations in the same order", null);
-    }
-
-    private void Fail(string message, Exception? reason)
-    {
-        _failure ??= (message, reason);
-        Monitor.PulseAll(_gate);
-    }
-
-    private void ThrowIfFailed()
-    {
-        if (_failure is { } failure) throw Failure(failure);
-    }
-
-    private static GroupFailedException Failure((string Message, Exception? Reason) failure) =>
-        failure.Reason is null ? new GroupFailedException(failure.Message) : new GroupFailedException(failure.Message, failure.Reason);
 }

@@ -17,9 +17,12 @@ public sealed class NcclCommunicator : Communicator
     private readonly CudaEvent _computed;
     private readonly Stack<CudaEvent> _idleEvents = [];
     private readonly Tensor _token;
+    private readonly NcclCommunicator? _whole;
+    private readonly List<NcclCommunicator> _parts = [];
     private nint _handle;
     private volatile Exception? _failure;
     private bool _disposed;
+    private bool _destroyed;
 
     /// <summary>
     /// Joins the communicator of all ranks that were given <paramref name="uniqueId"/>; returns when all have come and every connection has been used once:
@@ -34,6 +37,24 @@ public sealed class NcclCommunicator : Communicator
         Nccl.ncclCommInitRank(out _handle, size, Read(uniqueId), rank).Check(rank, 0);
         _computed = new CudaEvent(device.Context);
         _token = Tensor.Empty([size], DType.F32, device, MemoryCategory.Workspace);
+        Begin();
+    }
+
+    /// <summary>A group split from <paramref name="whole"/>, which ends with it.</summary>
+    private NcclCommunicator(NcclCommunicator whole, int rank, int size, nint handle) : base(rank, size, whole.Device)
+    {
+        _device = whole._device;
+        _whole = whole;
+        _handle = handle;
+        _computed = new CudaEvent(_device.Context);
+        _token = Tensor.Empty([size], DType.F32, _device, MemoryCategory.Workspace);
+        lock (whole._parts) whole._parts.Add(this);
+        if (whole._failure is { } failure) Abort(failure);
+        Begin();
+    }
+
+    private void Begin()
+    {
         try
         {
             WarmUp();
@@ -41,7 +62,7 @@ public sealed class NcclCommunicator : Communicator
         catch (Exception error)
         {
             Abort(error);
-            Dispose();
+            Destroy();
             throw;
         }
     }
@@ -70,6 +91,8 @@ public sealed class NcclCommunicator : Communicator
         {
             if (entered) Monitor.Exit(_gate);
         }
+        lock (_parts)
+            foreach (NcclCommunicator part in _parts) part.Abort(reason);
     }
 
     /// <summary>Blocks, asleep, until every rank's queued work has run; notices errors of other ranks while it waits.</summary>
@@ -158,10 +181,38 @@ public sealed class NcclCommunicator : Communicator
         Receive(destination, 0, destination.Count, from, c);
     }));
 
+    private protected override ICommunicator? SplitOff(int[] ranks)
+    {
+        int index = Array.IndexOf(ranks, Rank);
+        nint part;
+        lock (_gate)
+        {
+            ThrowIfAborted();
+            _device.Context.MakeCurrent();
+            try
+            {
+                Nccl.ncclCommSplit(_handle, index < 0 ? Nccl.NoColor : 0, Math.Max(index, 0), out part, 0).Check(Rank, _handle);
+            }
+            catch (EntryPointNotFoundException error)
+            {
+                throw new LaspException($"NCCL on rank {Rank} cannot split groups; NCCL 2.18 or later is needed ('lasp doctor' shows the version found)", error);
+            }
+        }
+        return index < 0 ? null : new NcclCommunicator(this, index, ranks.Length, part);
+    }
+
+    /// <summary>A part waits for its whole: destroying it waits for the other ranks, which come to the whole's end together.</summary>
     protected override void Dispose(bool disposing)
     {
-        if (_disposed) return;
+        if (_whole is null) Destroy();
         _disposed = true;
+    }
+
+    private void Destroy()
+    {
+        if (_destroyed) return;
+        _disposed = _destroyed = true;
+        foreach (NcclCommunicator part in _parts) part.Destroy();
         nint handle = Interlocked.Exchange(ref _handle, 0);
         // Destroying waits for what is in flight; after an error that might be for ever.
         if (handle != 0 && _failure is null) Nccl.ncclCommDestroy(handle);

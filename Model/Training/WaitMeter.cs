@@ -53,6 +53,8 @@ internal sealed class WaitMeter(ICommunicator group) : ICommunicator
 
     public CommunicationWork SendReceive(Tensor source, int to, Tensor destination, int from) => new MeteredWork(this, group.SendReceive(source, to, destination, from));
 
+    public ICommunicator? Split(ReadOnlySpan<int> ranks) => group.Split(ranks);
+
     public void Barrier() => Measure(group.Barrier);
 
     private void Measure(Action wait)

@@ -43,6 +43,8 @@ internal unsafe struct ncclUniqueId
 /// <summary>NCCL: only what is called. ncclComm_t and cudaStream_t are nint; counts are elements.</summary>
 internal static unsafe partial class Nccl
 {
+    public const int NoColor = -1;
+
     private const string Library = NativeLibraries.Nccl;
 
     static Nccl() => NativeLibraries.Register();
@@ -62,6 +64,10 @@ internal static unsafe partial class Nccl
 
     [LibraryImport(Library)]
     public static partial ncclResult_t ncclCommInitRank(out nint communicator, int ranks, ncclUniqueId id, int rank);
+
+    /// <summary>Ranks of one colour form a group in the order of their keys; <see cref="NoColor"/> forms none and yields 0. A configuration of 0 is the parent's. Since NCCL 2.18.</summary>
+    [LibraryImport(Library)]
+    public static partial ncclResult_t ncclCommSplit(nint communicator, int color, int key, out nint part, nint configuration);
 
     [LibraryImport(Library)]
     public static partial ncclResult_t ncclCommDestroy(nint communicator);

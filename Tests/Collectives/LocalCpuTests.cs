@@ -66,11 +66,27 @@ public sealed class LocalCpuTests : CollectiveContract
     }
 
     [Fact]
-    public void Ranks_that_wait_for_one_another_are_told_so() => EveryRankFails(2, "all ranks wait for one another", r =>
+    public void Ranks_that_wait_for_one_another_are_told_so() => EveryRankFails(2, "ranks wait for one another", r =>
     {
         using Tensor tensor = Filled(r, DType.F32, 4, i => i);
         if (r.Rank == 0) r.World.AllReduce(tensor).Wait();
         else r.World.Receive(tensor, 0).Wait();
+    });
+
+    [Fact]
+    public void Ranks_that_wait_for_one_another_across_groups_are_told_so() => EveryRankFails(4, "ranks wait for one another", r =>
+    {
+        using var mesh = new ProcessMesh(r.World, 2, 2);
+        if (r.Rank is 0 or 3) mesh.SequenceParallel.Barrier();
+        mesh.DataParallel.Barrier();
+        mesh.SequenceParallel.Barrier();
+    });
+
+    [Fact]
+    public void Splits_that_differ_fail_on_every_rank() => EveryRankFails(2, "splits off ranks", r =>
+    {
+        r.World.Split(r.Rank == 0 ? [0, 1] : [1, 0]);
+        r.World.Barrier();
     });
 
     [Fact]
