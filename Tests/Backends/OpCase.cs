@@ -72,6 +72,7 @@ public sealed class OpCase
 
     private static double Tolerance(Operand operand, DType element, double[] expected, double[]? naive)
     {
+        if (!operand.DType(element).IsFloat()) return 0;
         if (element != DType.BF16) return Tolerances.Of(element);
         if (operand.Kind != OperandKind.T && naive is null) return Tolerances.Of(element.Accumulator());
         return Tolerances.Bf16(Errors.Relative(naive ?? TestData.Rounded(expected, element), expected));
@@ -84,8 +85,15 @@ public sealed class OpCase
         Call(device.Backend, name => tensors[name]);
         device.Synchronize();
         memory.AssertBandsUntouched();
-        return tensors.Where(t => t.Value.DType.IsFloat()).ToDictionary(t => t.Key, t => t.Value.ToDoubles());
+        return tensors.ToDictionary(t => t.Key, t => Values(t.Value));
     }
+
+    private static double[] Values(Tensor tensor) => tensor.DType switch
+    {
+        DType.I64 => Array.ConvertAll(tensor.ToArray<long>(), x => (double)x),
+        DType.I32 => Array.ConvertAll(tensor.ToArray<int>(), x => (double)x),
+        _ => tensor.ToDoubles(),
+    };
 
     /// <summary>Compares the gradients of dy . Apply(..) for a random dy with central differences, in fp64 on the CPU.</summary>
     public void AssertGradients()

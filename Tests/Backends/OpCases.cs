@@ -17,6 +17,8 @@ public static partial class OpCases
         AddNormalization();
         AddLinearAttention();
         AddLinearAttentionBlocks();
+        AddSoftmaxAttention();
+        AddPermute();
         AddTraining();
     }
 

@@ -15,6 +15,15 @@ internal readonly unsafe struct HeadRows<T>(T* data, long stride, int width) whe
         return new HeadRows<T>((T*)tensor.Pointer + (((batch * tokens * heads) + head) * width), heads * width, checked((int)width));
     }
 
+    /// <summary>The numbers of one head in a tensor [B, N, H], as rows of width 1.</summary>
+    public static HeadRows<T> OfScalars(Tensor tensor, long batch, long head)
+    {
+        long tokens = tensor.Shape[1], heads = tensor.Shape[2];
+        return new HeadRows<T>((T*)tensor.Pointer + (batch * tokens * heads) + head, heads, 1);
+    }
+
+    public T* At(long row) => Data + (row * Stride);
+
     /// <summary>Rows [start, start + count), widened and packed.</summary>
     public void Gather<A>(long start, int count, A* packed) where A : unmanaged
     {
