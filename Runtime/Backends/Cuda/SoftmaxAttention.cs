@@ -9,7 +9,7 @@ internal sealed partial class CudaBackend
     private const string SoftmaxFile = "softmax_attention";
     private const string SoftmaxBackwardFile = "softmax_attention_bwd";
 
-    /// <summary>Columns that one block makes: SPAN of softmax_tiles.cuh.</summary>
+    /// <summary>Columns that one block makes: SPAN of product_tiles.cuh.</summary>
     private const long Span = 128;
 
     /// <summary>The extents of one call: q [B,C,H,D] against k [B,M,Hk,D] and v [B,M,Hk,E].</summary>
