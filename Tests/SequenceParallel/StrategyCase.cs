@@ -70,13 +70,24 @@ public sealed record StrategyCase(int W, int N, DType DType)
     public sealed record RankResult(double[] Output, double[] FinalState, double[] Query, double[] Key, double[] Value, double[]? Decay, double[]? InitialState);
 
     /// <summary>Runs the case and returns every relative error by name of what was compared ("dq on rank 1").</summary>
-    public Dictionary<string, double> Errors(WorldOptions world, Action<RankContext>? after = null)
+    public Dictionary<string, double> Errors(WorldOptions world, Action<RankContext>? after = null) => ErrorsOf(Run(world, after));
+
+    /// <summary>What a BF16 run may err by, under the same names: twice the error of the naive op in bf16 on the same values. For plain cases without states.</summary>
+    public Dictionary<string, double> Bf16Tolerances()
+    {
+        NaiveBf16Attention.Results naive = new NaiveBf16Attention(Oracle).Run(OutputGradient, dFinalState: null);
+        int decayWidth = Decay == DecayKind.Channel ? D : 1;
+        RankResult Of(int r) => new(
+            Chunk(naive.Output, H, E, r), r == 0 ? naive.State : new double[naive.State.Length], Chunk(naive.Query, H, D, r), Chunk(naive.Key, Hk, D, r), Chunk(naive.Value, Hk, E, r),
+            Decay is DecayKind.Token or DecayKind.Channel ? Chunk(naive.Decay, H, decayWidth, r) : r == 0 ? naive.Decay : new double[naive.Decay.Length], null);
+        return ErrorsOf([.. Enumerable.Range(0, W).Select(Of)]).ToDictionary(e => e.Key, e => Tolerances.Bf16(e.Value), StringComparer.Ordinal);
+    }
+
+    private Dictionary<string, double> ErrorsOf(RankResult[] results)
     {
         LinearAttentionOracle oracle = Oracle;
         LinearAttentionOracle.Values expected = oracle.Forward();
         LinearAttentionOracle.Gradients gradients = oracle.Backward(OutputGradient, FinalStateGradient);
-        RankResult[] results = Run(world, after);
-
         var errors = new Dictionary<string, double>(StringComparer.Ordinal);
         void Compare(string what, double[]? actual, double[] reference) => errors[what] = Oracles.Errors.Relative(actual, reference);
         for (int r = 0; r < W; r++)

@@ -1,0 +1,106 @@
+using LaspNative.Collectives;
+using LaspNative.Runtime;
+using Xunit;
+
+namespace LaspNative.Tests.SequenceParallel;
+
+/// <summary>The strategy matrix, reduced, on GPUs: F32 within 5e-5 of the definition, BF16 within twice the error of the naive op in bf16.</summary>
+public abstract class StrategyGpuContract
+{
+    /// <summary>Where the ranks run; skips the test where that is not here.</summary>
+    protected abstract WorldOptions World(int ranks);
+
+    protected void AssertF32(string strategy, int w, int n, DecayKind decay, string kind)
+    {
+        WorldOptions world = World(w);
+        StrategyCase @case = StrategyMatrixTests.Case(strategy, w, n, decay, kind, DType.F32);
+        Assert.All(@case.Errors(world), e => Assert.True(e.Value <= 5e-5, $"{@case}: {e.Key}: {e.Value:e2}"));
+    }
+
+    protected void AssertBf16(string strategy, int w, DecayKind decay)
+    {
+        WorldOptions world = World(w);
+        var @case = new StrategyCase(w, 200, DType.BF16) { Strategy = strategy, Decay = decay, H = 4, Hk = strategy == "ulysses" ? 4 : 2, D = 32, E = 24 };
+        Dictionary<string, double> tolerances = @case.Bf16Tolerances();
+        Assert.All(@case.Errors(world), e => Assert.True(e.Value <= tolerances[e.Key], $"{@case}: {e.Key}: {e.Value:e2} above {tolerances[e.Key]:e2}"));
+    }
+
+    protected void AssertBytes(string strategy, int w)
+    {
+        WorldOptions world = World(w);
+        StrategyCase @case = StrategyMatrixTests.Case(strategy, w, 128, DecayKind.Head, "plain", DType.F32);
+        long state = (long)@case.B * @case.H * @case.D * @case.E * sizeof(float);
+        var sent = new long[w];
+        @case.Run(world, rank => sent[rank.Rank] = rank.World.Counters.BytesSent);
+        if (strategy == "lasp2") Assert.All(sent, bytes => Assert.Equal(2 * (w - 1) * state, bytes));
+        else Assert.Equal([.. Enumerable.Range(0, w).Select(r => (r < w - 1 ? state : 0) + (r > 0 ? state : 0))], sent);
+    }
+}
+
+/// <summary>Ranks that share one GPU.</summary>
+[Trait("Category", "Gpu")]
+public class StrategyVirtualRankTests : StrategyGpuContract
+{
+    protected override WorldOptions World(int ranks)
+    {
+        Gpu.Require();
+        return new WorldOptions(DeviceKind.Cuda, VirtualRanks: true);
+    }
+
+    public static TheoryData<string, int, int, DecayKind, string> Cases() => StrategyMatrixTests.Matrix([.. StrategyNames()], [1, 4]);
+
+    public static IEnumerable<string> StrategyNames() => LaspNative.Collectives.SequenceParallel.All.Select(s => s.Name).Where(n => n != "serial");
+
+    public static TheoryData<string, int, DecayKind> Bf16Cases()
+    {
+        var rows = new TheoryData<string, int, DecayKind>();
+        foreach (string strategy in StrategyNames())
+            foreach (DecayKind decay in Enum.GetValues<DecayKind>()) rows.Add(strategy, 2, decay);
+        return rows;
+    }
+
+    [Theory]
+    [MemberData(nameof(Cases))]
+    public void F32_equals_the_definition(string strategy, int w, int n, DecayKind decay, string kind) => AssertF32(strategy, w, n, decay, kind);
+
+    [Theory]
+    [MemberData(nameof(Bf16Cases))]
+    public void Bf16_errs_at_most_twice_as_much_as_the_naive_op(string strategy, int w, DecayKind decay) => AssertBf16(strategy, w, decay);
+
+    [Fact]
+    public void Attention_without_a_mask_equals_the_definition()
+    {
+        WorldOptions world = World(3);
+        var @case = new StrategyCase(3, 100, DType.F32) { Causal = false, B = 2, Hk = 2, States = true };
+        Assert.All(@case.Errors(world), e => Assert.True(e.Value <= 5e-5, $"{e.Key}: {e.Value:e2}"));
+    }
+}
+
+/// <summary>One GPU per rank, over NCCL.</summary>
+[Trait("Category", "TwoGpus")]
+public class StrategyNcclTests : StrategyGpuContract
+{
+    protected override WorldOptions World(int ranks)
+    {
+        Gpu.Require(ranks);
+        return new WorldOptions(DeviceKind.Cuda);
+    }
+
+    public static TheoryData<string, int, int, DecayKind, string> Cases() => StrategyMatrixTests.Matrix([.. StrategyVirtualRankTests.StrategyNames()], [2]);
+
+    public static TheoryData<string, int, DecayKind> Bf16Cases() => StrategyVirtualRankTests.Bf16Cases();
+
+    [Theory]
+    [MemberData(nameof(Cases))]
+    public void F32_equals_the_definition(string strategy, int w, int n, DecayKind decay, string kind) => AssertF32(strategy, w, n, decay, kind);
+
+    [Theory]
+    [MemberData(nameof(Bf16Cases))]
+    public void Bf16_errs_at_most_twice_as_much_as_the_naive_op(string strategy, int w, DecayKind decay) => AssertBf16(strategy, w, decay);
+
+    [Theory]
+    [InlineData("lasp1")]
+    [InlineData("lasp2")]
+    [InlineData("zeco")]
+    public void Bytes_per_layer_are_the_formula(string strategy) => AssertBytes(strategy, 2);
+}
