@@ -9,6 +9,9 @@ namespace LaspNative.Collectives;
 /// </summary>
 public sealed record LaunchedRank(int Rank, int WorldSize, int LocalRank, string MasterAddress, int MasterPort)
 {
+    /// <summary>Processes on this node. Launchers that do not set LOCAL_WORLD_SIZE are taken to run all of them here.</summary>
+    public int LocalSize { get; init; } = WorldSize;
+
     /// <summary>Null when no launcher started this process: RANK and WORLD_SIZE are not both set.</summary>
     public static LaunchedRank? FromEnvironment() => Read(Environment.GetEnvironmentVariable);
 
@@ -22,7 +25,8 @@ public sealed record LaunchedRank(int Rank, int WorldSize, int LocalRank, string
         string address = variable("MASTER_ADDR") is { Length: > 0 } text ? text : throw Missing("MASTER_ADDR");
         // torchrun's own agent already listens at MASTER_PORT; every rank sees its flag, so all move on by one.
         if (variable("TORCHELASTIC_USE_AGENT_STORE") == "True") port = port < 65535 ? port + 1 : port - 1;
-        return new LaunchedRank(rank, size, local, address, port);
+        int localSize = string.IsNullOrEmpty(variable("LOCAL_WORLD_SIZE")) ? size : Number(variable, "LOCAL_WORLD_SIZE", 1, size);
+        return new LaunchedRank(rank, size, local, address, port) { LocalSize = localSize };
     }
 
     private static int Number(Func<string, string?> variable, string name, int least, int most)

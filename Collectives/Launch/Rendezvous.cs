@@ -2,18 +2,17 @@ using System.Buffers.Binary;
 using System.Diagnostics;
 using System.Net;
 using System.Net.Sockets;
+using System.Text;
 using LaspNative.Runtime;
 
 namespace LaspNative.Collectives;
 
 /// <summary>
 /// Where the processes of one run find each other: rank 0 listens at an address, the others connect, and rank 0 can hand bytes to all, such as NCCL's unique id.
-/// Connections stay open, so it can be used again. A greeting is [magic, world size, rank], a message [length, bytes], all little-endian 32-bit.
+/// Connections stay open, so it can be used again. A message is [length, bytes], the length little-endian 32-bit.
 /// </summary>
 public sealed class Rendezvous : IDisposable
 {
-    private const int Magic = 0x5053414C; // "LASP"
-    private const int GreetingBytes = 12;
     private static readonly TimeSpan s_retry = TimeSpan.FromMilliseconds(100);
     private readonly int _rank;
     private readonly Socket?[] _peers;
@@ -47,22 +46,47 @@ public sealed class Rendezvous : IDisposable
             var message = new byte[4 + data.Length];
             BinaryPrimitives.WriteInt32LittleEndian(message, data.Length);
             data.CopyTo(message, 4);
-            for (int peer = 1; peer < _peers.Length; peer++) Talk(peer, s => SendAll(s, message));
+            for (int peer = 1; peer < _peers.Length; peer++) Talk(peer, s => s.SendAll(message));
             return data;
         }
         byte[] received = [];
         Talk(0, s =>
         {
-            received = new byte[BinaryPrimitives.ReadInt32LittleEndian(ReceiveAll(s, 4))];
-            ReceiveAll(s, received);
+            received = new byte[BinaryPrimitives.ReadInt32LittleEndian(s.ReceiveAll(4))];
+            s.ReceiveAll(received);
         });
         return received;
+    }
+
+    /// <summary>How the ranks reach one another.</summary>
+    internal AddressFamily AddressFamily => _peers.First(p => p is not null)!.AddressFamily;
+
+    /// <summary>Where each rank listens, as this rank reaches it: every rank gives the port that it listens at, its address is the one that it came from.</summary>
+    public IPEndPoint[] ExchangeEndPoints(int port)
+    {
+        if (_rank == 0)
+        {
+            var endPoints = new IPEndPoint[_peers.Length];
+            endPoints[0] = new IPEndPoint(IPAddress.Any, port);
+            for (int peer = 1; peer < _peers.Length; peer++)
+                Talk(peer, s => endPoints[peer] = new IPEndPoint(Remote(s), BinaryPrimitives.ReadInt32LittleEndian(s.ReceiveAll(4))));
+            Broadcast(Encoding.ASCII.GetBytes(string.Join('\n', (object[])endPoints)));
+            return endPoints;
+        }
+        var own = new byte[4];
+        BinaryPrimitives.WriteInt32LittleEndian(own, port);
+        Talk(0, s => s.SendAll(own));
+        IPEndPoint[] all = [.. Encoding.ASCII.GetString(Broadcast([])).Split('\n').Select(IPEndPoint.Parse)];
+        all[0].Address = Remote(_peers[0]!);
+        return all;
     }
 
     public void Dispose()
     {
         foreach (Socket? peer in _peers) peer?.Dispose();
     }
+
+    private static IPAddress Remote(Socket peer) => ((IPEndPoint)peer.RemoteEndPoint!).Address;
 
     private void Talk(int peer, Action<Socket> exchange)
     {
@@ -131,21 +155,8 @@ public sealed class Rendezvous : IDisposable
     /// <summary>Takes a rank in. What does not speak our greeting is shown the door; a rank of another run is an error that names both.</summary>
     private bool Greet(Socket guest, Deadline deadline)
     {
-        var greeting = new byte[GreetingBytes];
-        try
-        {
-            guest.NoDelay = true;
-            guest.ReceiveTimeout = (int)Math.Clamp(deadline.Remaining.TotalMilliseconds, 1, 5000);
-            ReceiveAll(guest, greeting);
-            guest.ReceiveTimeout = 0;
-        }
-        catch (Exception error) when (error is SocketException or EndOfStreamException)
-        {
-            guest.Dispose();
-            return false;
-        }
-        int magic = BinaryPrimitives.ReadInt32LittleEndian(greeting), size = BinaryPrimitives.ReadInt32LittleEndian(greeting.AsSpan(4)), rank = BinaryPrimitives.ReadInt32LittleEndian(greeting.AsSpan(8));
-        if (magic != Magic)
+        guest.NoDelay = true;
+        if (guest.ReadGreeting(deadline.Remaining) is not var (size, rank))
         {
             guest.Dispose();
             return false;
@@ -171,11 +182,7 @@ public sealed class Rendezvous : IDisposable
             try
             {
                 socket.Connect(new IPEndPoint(resolved, port));
-                var greeting = new byte[GreetingBytes];
-                BinaryPrimitives.WriteInt32LittleEndian(greeting, Magic);
-                BinaryPrimitives.WriteInt32LittleEndian(greeting.AsSpan(4), _peers.Length);
-                BinaryPrimitives.WriteInt32LittleEndian(greeting.AsSpan(8), _rank);
-                SendAll(socket, greeting);
+                socket.Greet(_peers.Length, _rank);
                 return socket;
             }
             catch (SocketException error)
@@ -199,28 +206,6 @@ public sealed class Rendezvous : IDisposable
         catch (Exception error) when (error is SocketException or InvalidOperationException or ArgumentException)
         {
             throw new LaspException($"the address '{address}' of rank 0 is unknown ({error.Message}); check MASTER_ADDR (--master-addr)", error);
-        }
-    }
-
-    private static void SendAll(Socket socket, ReadOnlySpan<byte> bytes)
-    {
-        while (bytes.Length > 0) bytes = bytes[socket.Send(bytes)..];
-    }
-
-    private static byte[] ReceiveAll(Socket socket, int count)
-    {
-        var bytes = new byte[count];
-        ReceiveAll(socket, bytes);
-        return bytes;
-    }
-
-    private static void ReceiveAll(Socket socket, Span<byte> bytes)
-    {
-        while (bytes.Length > 0)
-        {
-            int received = socket.Receive(bytes);
-            if (received == 0) throw new EndOfStreamException("the connection was closed");
-            bytes = bytes[received..];
         }
     }
 

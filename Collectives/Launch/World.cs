@@ -9,7 +9,8 @@ namespace LaspNative.Collectives;
 public sealed record WorldOptions(DeviceKind Device, int? Ranks = null, bool VirtualRanks = false);
 
 /// <summary>
-/// Runs the ranks of a program: as threads of this process on the CPU, on one GPU each, or sharing a GPU; or, under a launcher, the one rank that this process is.
+/// Runs the ranks of a program: as threads of this process on the CPU, on one GPU each, or sharing a GPU; or, under a launcher, the one rank that this process is,
+/// joined to the others by NCCL, or by TCP on the CPU.
 /// </summary>
 public static class World
 {
@@ -36,16 +37,14 @@ public static class World
         if (options.Ranks is { } ranks && ranks != launched.WorldSize)
             throw new LaspException($"{ranks} ranks were asked for but the launcher started {launched.WorldSize} processes (WORLD_SIZE); leave --ranks out, or make them equal");
         if (launched.WorldSize == 1) return;
-        if (options.Device == DeviceKind.Cpu)
-            throw new LaspException($"{launched.WorldSize} processes need one GPU each; on the CPU run ranks as threads of one process: --ranks {launched.WorldSize} without a launcher");
         if (options.VirtualRanks)
             throw new LaspException($"virtual ranks are threads of one process, but a launcher started {launched.WorldSize}; leave out --virtual-ranks or the launcher");
     }
 
     private static RankHost Host(WorldOptions options, LaunchedRank? launched, int size)
     {
-        if (size == 1 || options.Device == DeviceKind.Cpu || options.VirtualRanks) return new LocalRanks(options.Device, size);
-        return launched is null ? new NcclThreads(size) : new NcclProcess(launched);
+        if (launched is { WorldSize: > 1 }) return options.Device == DeviceKind.Cpu ? new TcpProcess(launched) : new NcclProcess(launched);
+        return size == 1 || options.Device == DeviceKind.Cpu || options.VirtualRanks ? new LocalRanks(options.Device, size) : new NcclThreads(size);
     }
 }
 

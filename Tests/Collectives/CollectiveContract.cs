@@ -23,14 +23,13 @@ public abstract partial class CollectiveContract
         }
     }
 
-    /// <summary>The world to run in; skips when this machine has none like it.</summary>
-    protected abstract WorldOptions World(int ranks, DType dtype);
+    /// <summary>What runs the ranks; skips when this machine cannot.</summary>
+    private protected abstract Action Start(int ranks, DType dtype, Action<RankContext> body);
 
     /// <summary>Runs the ranks; a hang is a failure, not a stop.</summary>
     protected void Run(int ranks, DType dtype, Action<RankContext> body)
     {
-        WorldOptions options = World(ranks, dtype);
-        Task run = Task.Factory.StartNew(() => LaspNative.Collectives.World.Run(options, body), TaskCreationOptions.LongRunning);
+        Task run = Task.Factory.StartNew(Start(ranks, dtype, body), TaskCreationOptions.LongRunning);
         Assert.True(((IAsyncResult)run).AsyncWaitHandle.WaitOne(s_limit), "the ranks hang");
         run.GetAwaiter().GetResult();
     }

@@ -9,11 +9,11 @@ namespace LaspNative.Tests.Collectives;
 [Trait("Category", "Gpu")]
 public sealed class VirtualRankTests : CollectiveContract
 {
-    protected override WorldOptions World(int ranks, DType dtype)
+    private protected override Action Start(int ranks, DType dtype, Action<RankContext> body)
     {
         Gpu.Require();
         if (dtype == DType.F64) Assert.Skip("skipped: F64 tensors live on the CPU only");
-        return new WorldOptions(DeviceKind.Cuda, ranks, VirtualRanks: true);
+        return () => World.Run(new WorldOptions(DeviceKind.Cuda, ranks, VirtualRanks: true), body);
     }
 
     [Fact]
@@ -56,18 +56,18 @@ public sealed class VirtualRankTests : CollectiveContract
 [Trait("Category", "TwoGpus")]
 public sealed class NcclTests : CollectiveContract
 {
-    protected override WorldOptions World(int ranks, DType dtype)
+    private protected override Action Start(int ranks, DType dtype, Action<RankContext> body)
     {
         Gpu.Require(ranks);
         if (dtype == DType.F64) Assert.Skip("skipped: F64 tensors live on the CPU only");
-        return new WorldOptions(DeviceKind.Cuda, ranks);
+        return () => World.Run(new WorldOptions(DeviceKind.Cuda, ranks), body);
     }
 
     [Fact]
     public void More_ranks_than_gpus_are_refused_with_the_way_out()
     {
         Gpu.Require();
-        LaspException error = Assert.Throws<LaspException>(() => LaspNative.Collectives.World.Run(new WorldOptions(DeviceKind.Cuda, 1000), _ => { }));
+        LaspException error = Assert.Throws<LaspException>(() => World.Run(new WorldOptions(DeviceKind.Cuda, 1000), _ => { }));
         Assert.Contains("GPUs for 1000 ranks; use --virtual-ranks to share one", error.Message, StringComparison.Ordinal);
     }
 

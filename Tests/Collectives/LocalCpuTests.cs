@@ -8,7 +8,7 @@ namespace LaspNative.Tests.Collectives;
 /// <summary>Ranks as threads on the CPU: the contract, and what happens when ranks disagree.</summary>
 public sealed class LocalCpuTests : CollectiveContract
 {
-    protected override WorldOptions World(int ranks, DType dtype) => new(DeviceKind.Cpu, ranks);
+    private protected override Action Start(int ranks, DType dtype, Action<RankContext> body) => () => World.Run(new WorldOptions(DeviceKind.Cpu, ranks), body);
 
     [Fact]
     public void Different_operations_fail_on_every_rank() => EveryRankFails(3, "called AllGather of 4 F32 elements", r =>

@@ -83,10 +83,6 @@ public sealed class WorldTests
         Assert.StartsWith("4 ranks were asked for but the launcher started 2 processes", Refusal(new WorldOptions(DeviceKind.Cuda, 4), s_launched), StringComparison.Ordinal);
 
     [Fact]
-    public void Under_a_launcher_processes_need_gpus() =>
-        Assert.StartsWith("2 processes need one GPU each", Refusal(new WorldOptions(DeviceKind.Cpu), s_launched), StringComparison.Ordinal);
-
-    [Fact]
     public void Under_a_launcher_virtual_ranks_make_no_sense() =>
         Assert.StartsWith("virtual ranks are threads of one process", Refusal(new WorldOptions(DeviceKind.Cuda, VirtualRanks: true), s_launched), StringComparison.Ordinal);
 
