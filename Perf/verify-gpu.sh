@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What a GPU host must show, in one run: verify-gpu.sh BUNDLE_FOLDER OUTPUT_FOLDER PART...
-# Parts: doctor tests train virtual sanitizer racecheck memory speed (one GPU), two (two GPUs: threads, processes, NCCL tests). The bundle is made by Perf/bundle.sh.
+# Parts: doctor tests train virtual strategies sanitizer racecheck memory speed (one GPU), strategies two (two GPUs: threads, processes, NCCL tests). The bundle is made by Perf/bundle.sh.
 # Run from the repository root (its text is the corpus). Prints one PASS or FAIL line per check; exits 1 when one failed.
 set -uo pipefail
 bundle=$1; out=$2; shift 2
@@ -20,8 +20,9 @@ same_losses() { # run, reference, tolerance
         END { printf "%s %s: largest difference of %d losses %.3g (allowed %g)\n", (n == 20 && worst <= t) ? "PASS" : "FAIL", name, n, worst, t; exit !(n == 20 && worst <= t) }' || failed=1
 }
 train() { # name, options...
-    local name=$1; shift
-    check "train $name" "$bundle/lasp" train --data . --preset tiny --steps 60 --stop-after 20 --out "$work/$name" "$@"
+    local name=$1 preset="--preset tiny"; shift
+    case " $* " in *" --preset "*) preset="" ;; esac
+    check "train $name" "$bundle/lasp" train --data . $preset --steps 60 --stop-after 20 --out "$work/$name" "$@"
 }
 sanitize() { # tool, options...
     local tool=$1; shift
@@ -53,6 +54,26 @@ for part in "$@"; do
             cp "$work/steps200/metrics.jsonl" "$out/steps200.jsonl" ;;
         speed) check "kernels against the floor" "$bundle/LaspNative.Perf" gpu --out "$out/gpu-record.json"; cat "$work/log"
             check "host costs" "$bundle/LaspNative.Perf" host --filter '*'; grep -E "^\|" "$work/log" ;;
+        strategies) # every strategy trains the same losses: ranks that share one GPU, and with two GPUs over NCCL as threads and as processes
+            train one --device cuda --dtype fp32
+            train one-hybrid --device cuda --dtype fp32 --preset linear-llama3-1b-hybrid4-test
+            gpus=$(nvidia-smi -L | wc -l)
+            for strategy in lasp1 lasp2 zeco ring ulysses; do
+                train virtual-$strategy --device cuda --dtype fp32 --virtual-ranks --ranks 2 --strategy $strategy
+                same_losses virtual-$strategy one 1e-4
+                [ "$gpus" -lt 2 ] && continue
+                train threads-$strategy --device cuda --dtype fp32 --ranks 2 --strategy $strategy
+                same_losses threads-$strategy one 1e-4
+                check "train processes-$strategy" "$bundle/lasp" launch --nproc 2 -- train --data . --preset tiny --steps 60 --stop-after 20 --device cuda --dtype fp32 --strategy $strategy --out "$work/processes-$strategy"
+                same_losses processes-$strategy one 1e-4
+            done
+            for strategy in allgather ring zigzag ulysses; do
+                train virtual-hybrid-$strategy --device cuda --dtype fp32 --preset linear-llama3-1b-hybrid4-test --virtual-ranks --ranks 2 --softmax-strategy $strategy
+                same_losses virtual-hybrid-$strategy one-hybrid 1e-4
+                [ "$gpus" -lt 2 ] && continue
+                train threads-hybrid-$strategy --device cuda --dtype fp32 --preset linear-llama3-1b-hybrid4-test --ranks 2 --softmax-strategy $strategy
+                same_losses threads-hybrid-$strategy one-hybrid 1e-4
+            done ;;
         two)
             train one-fp32 --device cuda --dtype fp32
             train one-bf16 --device cuda --dtype bf16
