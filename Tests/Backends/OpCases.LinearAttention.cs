@@ -6,11 +6,16 @@ namespace LaspNative.Tests.Backends;
 /// <summary>Linear attention: one row runs all its ops (o, M, dM, dq, dk, dv, dDecay) on one problem; then the decay of runs and Horner's rule.</summary>
 public static partial class OpCases
 {
-    /// <param name="Decay">Nats per token of the fastest head (the others halve it); 0: none.</param>
+    /// <param name="Decay">Nats per token of the fastest head (the others halve it); 0: none. Per token and per channel it is the most.</param>
     /// <param name="States">Whether an initial state and a gradient of the final state are given.</param>
-    private sealed record AttentionShape(int N, int D, int E, int B = 1, int H = 2, int Hk = 2, double Decay = 0, bool States = false)
+    private sealed record AttentionShape(int N, int D, int E, int B = 1, int H = 2, int Hk = 2, double Decay = 0, bool States = false, DecayKind Kind = DecayKind.Head)
     {
-        public string Name => $"linear attention N={N} D={D} E={E} B={B} H={H} Hk={Hk} decay={Decay}{(States ? " with states" : "")}";
+        public string Name =>
+            $"linear attention N={N} D={D} E={E} B={B} H={H} Hk={Hk} decay={Decay}{Kind switch { DecayKind.Token => " per token", DecayKind.Channel => " per channel", _ => "" }}{(States ? " with states" : "")}";
+
+        public double[]? Decays => Decay > 0 ? TestData.Decays(Kind, B, N, H, D, Decay) : null;
+
+        public Shape DecayShape => Kind switch { DecayKind.Token => [B, N, H], DecayKind.Channel => [B, N, H, D], _ => [H] };
     }
 
     private static readonly AttentionShape[] s_attention =
@@ -35,11 +40,35 @@ public static partial class OpCases
         new(1000, 64, 64),
         new(1000, 128, 96, Hk: 1, Decay: 20, States: true),
         new(1000, 5, 7, H: 4, Hk: 1, Decay: 0.2, States: true),
+        .. PerToken(DecayKind.Token),
+        .. PerToken(DecayKind.Channel),
+        new(1000, 128, 96, Hk: 1, Decay: 20, States: true, Kind: DecayKind.Token),
+        new(5000, 16, 16, Decay: 0.01, States: true, Kind: DecayKind.Token), // more sub-chunks than one segment of states
+    ];
+
+    /// <summary>Lengths around the sub-chunks of every backend, with decays that hardly matter, that matter, and that leave nothing of the token before.</summary>
+    private static IEnumerable<AttentionShape> PerToken(DecayKind kind) =>
+    [
+        new(0, 16, 16, B: 2, Hk: 1, Decay: 0.5, States: true, Kind: kind),
+        new(1, 5, 7, B: 2, H: 4, Decay: 0.5, States: true, Kind: kind),
+        new(2, 128, 96, Decay: 20, Kind: kind),
+        new(15, 16, 16, Decay: 0.1, Kind: kind),
+        new(17, 5, 7, B: 2, H: 4, Decay: 0.1, States: true, Kind: kind),
+        new(63, 128, 96, Hk: 1, Decay: 0.1, States: true, Kind: kind),
+        new(64, 64, 64, Decay: 0.05, Kind: kind),
+        new(65, 33, 17, B: 2, H: 3, Hk: 1, Decay: 1, States: true, Kind: kind),
+        new(130, 64, 64, H: 4, Decay: 20, States: true, Kind: kind),
+        new(130, 16, 16, B: 2, Decay: 100, States: true, Kind: kind),
+        new(130, 128, 128, Decay: 0.02, States: true, Kind: kind),
+        new(1100, 16, 16, H: 4, Decay: 0.02, States: true, Kind: kind),
+        new(1000, 5, 7, B: 2, H: 4, Hk: 1, Decay: 5, Kind: kind),
     ];
 
     private static void AddLinearAttention()
     {
         foreach (AttentionShape shape in s_attention) s_rows[shape.Name] = () => Attention(shape);
+        foreach ((int n, int heads, int x, int y) in ((int, int, int, int)[])[(0, 2, 2, 2), (1, 2, 2, 2), (65, 4, 4, 4), (65, 4, 2, 4), (130, 4, 4, 2), (130, 3, 1, 1)])
+            foreach (bool transpose in (bool[])[false, true]) AddApplyState(n, heads, x, y, transpose);
         foreach (long tokens in (long[])[0, 1, 65, 100_000]) AddRunDecay("none", [], [2, 3], tokens);
         foreach (long tokens in (long[])[0, 1, 65, 100_000]) AddRunDecay("per head", [3], [2, 3], tokens);
         foreach (long tokens in (long[])[0, 1, 65]) AddRunDecay("per token", [2, tokens, 3], [2, 3], tokens);
@@ -65,7 +94,7 @@ public static partial class OpCases
             [
                 T("q", q, TestData.Heads(s.B * s.N, s.H, s.D, 1)), T("k", k, TestData.Heads(s.B * s.N, s.Hk, s.D, 2)), T("v", v, TestData.Heads(s.B * s.N, s.Hk, s.E, 3)),
                 T("dO", o, TestData.Heads(s.B * s.N, s.H, s.E, 4)),
-                .. decayed ? (Operand[])[Acc("decay", [s.H], TestData.Decays(s.H, s.Decay)), Acc("dDecay", [s.H])] : [],
+                .. decayed ? (Operand[])[Acc("decay", s.DecayShape, s.Decays), Acc("dDecay", s.DecayShape)] : [],
                 .. s.States ? (Operand[])[Acc("initial", state, TestData.Normal(state.Count, 5)), Acc("dFinal", state, TestData.Normal(state.Count, 6))] : [],
                 T("o", o), Acc("M", state), Acc("dM", state), T("dq", q), T("dk", k), T("dv", v),
             ],
@@ -113,6 +142,43 @@ public static partial class OpCases
             ("dv", g.Value));
         if (s.Decay > 0) results["dDecay"] = g.Decay;
         return results;
+    }
+
+    /// <summary>x has <paramref name="hx"/> heads, y <paramref name="hy"/>, the state <paramref name="h"/>.</summary>
+    private static void AddApplyState(int n, int h, int hx, int hy, bool transpose)
+    {
+        const int B = 2;
+        const double Scale = 0.3;
+        (int d, int e) = (33, 17);
+        (int from, int to) = transpose ? (e, d) : (d, e);
+        s_rows[$"apply {(transpose ? "transposed " : "")}state N={n} H={h} Hx={hx} Hy={hy}"] = () => new OpCase
+        {
+            Operands =
+            [
+                T("x", [B, n, hx, from], TestData.Heads(B * n, hx, from, 1)), Acc("state", [B, h, d, e], TestData.Heads(B, h, d * e, 2)),
+                T("y", [B, n, hy, to]),
+            ],
+            Call = (backend, t) => backend.ApplyState(t("x"), t("state"), transpose, Scale, t("y")),
+            Oracle = v => Results(("y", Applied(v("x"), v("state"), x => x))),
+            NaiveBf16 = v => Results(("y", TestData.Rounded(Applied(v("x"), TestData.Rounded(v("state"), DType.BF16), x => (float)x), DType.BF16))),
+        };
+
+        double[] Applied(double[] x, double[] state, Func<double, double> rounded)
+        {
+            var y = new double[B * n * hy * to];
+            for (int row = 0; row < B * n; row++)
+            {
+                for (int head = 0; head < h; head++)
+                {
+                    int source = ((row * hx) + (head / (h / hx))) * from;
+                    int target = ((row * hy) + (head / (h / hy))) * to;
+                    int s = ((row / n * h) + head) * d * e;
+                    for (int i = 0; i < from; i++)
+                        for (int j = 0; j < to; j++) y[target + j] = rounded(y[target + j] + Scale * x[source + i] * state[s + (transpose ? j * e + i : i * e + j)]);
+                }
+            }
+            return y;
+        }
     }
 
     private static void AddRunDecay(string kind, Shape decay, Shape factor, long tokens)

@@ -50,7 +50,7 @@ public sealed record LinearAttentionOracle(int B, int N, int H, int Hk, int D, i
     private int KeyRow(int b, int i, int h) => (b * N + i) * Hk + h / (H / Hk);
 
     /// <summary>Where the log decay of a position lies in <see cref="Decay"/>.</summary>
-    private int DecayAt(int b, int i, int h, int d)
+    public int DecayAt(int b, int i, int h, int d)
     {
         int length = Decay?.Length ?? H;
         return length == H ? h : length == B * N * H ? QueryRow(b, i, h) : QueryRow(b, i, h) * D + d;

@@ -3,16 +3,19 @@ using LaspNative.Runtime;
 namespace LaspNative.Tests.Oracles;
 
 /// <summary>
-/// "Naive bf16", the yardstick of bf16 kernels: linear attention as a left product on bf16 inputs with fp32 accumulation, P and dP rounded to bf16, outputs rounded to bf16.
-///   P_ij = [i >= j] scale exp((i - j) g) (q_i . k_j)        o_i = sum_j P_ij v_j + scale exp(i g) q_i S_0
+/// "Naive bf16", the yardstick of bf16 kernels: linear attention as a left product on bf16 inputs with fp32 accumulation, P and dP rounded to bf16, outputs rounded to bf16. With E the decay from
+/// after token j through token i:
+///   P_ij = [i >= j] scale E (q_i . k_j)        o_i = sum_j P_ij v_j + scale exp(G_i) q_i S_0
 ///   dP_ij = dO_i . v_j        dq_i = sum_j Z_ij dP_ij k_j, dk_j = sum_i Z_ij dP_ij q_i, dv_j = sum_i P_ij dO_i with Z the factor of q.k in P
-/// States are fp32 sums of products whose key (query) factor carries the decay and is rounded to bf16. A kernel may err twice as much as this.
+/// A decay per channel sits inside the dot product: there E . q_i and E . k_j are operands, and rounded to bf16. States are fp32 sums of products whose key (query) factor carries the decay and is
+/// rounded to bf16. dg counts the paths that cross a position. A kernel may err twice as much as this.
 /// </summary>
 public sealed class NaiveBf16Attention(LinearAttentionOracle problem)
 {
     private readonly int _n = problem.N;
     private readonly int _d = problem.D;
     private readonly int _e = problem.E;
+    private readonly int _width = problem.Decay?.Length == problem.Q.Length ? problem.D : 1; // numbers of one decay
 
     public sealed record Results(double[] Output, double[] State, double[] BackwardState, double[] Query, double[] Key, double[] Value, double[] Decay);
 
@@ -22,7 +25,7 @@ public sealed class NaiveBf16Attention(LinearAttentionOracle problem)
         LinearAttentionOracle p = problem;
         var r = new Results(
             new double[dOutput.Length], new double[p.B * p.H * _d * _e], new double[p.B * p.H * _d * _e],
-            new double[p.Q.Length], new double[p.K.Length], new double[p.V.Length], new double[p.H]);
+            new double[p.Q.Length], new double[p.K.Length], new double[p.V.Length], new double[p.Decay?.Length ?? p.H]);
         for (int b = 0; b < p.B; b++)
             for (int h = 0; h < p.H; h++) Head(b, h, dOutput, dFinalState, r);
         foreach (double[] rounded in (double[][])[r.Output, r.Query, r.Key, r.Value])
@@ -30,6 +33,7 @@ public sealed class NaiveBf16Attention(LinearAttentionOracle problem)
         return r;
     }
 
+    /// <summary>Queries are taken from the last to the first, so that what crosses a position is what the later ones have left.</summary>
     private void Head(int b, int h, double[] dOutput, double[]? dFinalState, Results r)
     {
         LinearAttentionOracle p = problem;
@@ -38,60 +42,120 @@ public sealed class NaiveBf16Attention(LinearAttentionOracle problem)
         float[][] k = Rows(p.K, b, hk, p.Hk, _d);
         float[][] v = Rows(p.V, b, hk, p.Hk, _e);
         float[][] dO = Rows(dOutput, b, h, p.H, _e);
+        double[][] sums = DecaySums(b, h);
         int state = (b * p.H + h) * _d * _e;
         float[]? initial = p.InitialState?[state..(state + _d * _e)].Select(x => (float)x).ToArray();
         float[]? final = dFinalState?[state..(state + _d * _e)].Select(x => (float)x).ToArray();
-        float g = (float)(p.Decay?[h] ?? 0);
         float scale = (float)p.Scale;
-        float dg = 0;
-        for (int i = 0; i < _n; i++)
+        var fromEntry = new float[_width]; // paths from the initial state to tokens from i on
+        var fromToken = new float[_n][];   // paths from token j to tokens from i on
+        for (int j = 0; j < _n; j++)
         {
-            int qRow = ((b * _n + i) * p.H + h) * _d;
-            int oRow = ((b * _n + i) * p.H + h) * _e;
-            var o = new float[_e];
-            var dq = new float[_d];
-            for (int j = 0; j <= i; j++)
-            {
-                int kRow = ((b * _n + j) * p.Hk + hk) * _d;
-                int vRow = ((b * _n + j) * p.Hk + hk) * _e;
-                float z = scale * MathF.Exp((i - j) * g);
-                float score = Round(z * Dot(q[i], k[j]));
-                float dScore = Round(z * Dot(dO[i], v[j]));
-                AddTo(o, score, v[j]);
-                AddTo(dq, dScore, k[j]);
-                for (int d = 0; d < _d; d++) r.Key[kRow + d] = (float)r.Key[kRow + d] + dScore * q[i][d];
-                for (int e = 0; e < _e; e++) r.Value[vRow + e] = (float)r.Value[vRow + e] + score * dO[i][e];
-                dg += (i - j) * score * Round(Dot(dO[i], v[j]));
-            }
-            float entering = scale * MathF.Exp((i + 1) * g);
+            float[] leaving = Decayed(Between(sums, _n, j + 1), k[j]);
+            AddOuter(r.State, state, leaving, v[j]);
+            fromToken[j] = final is null ? new float[_width] : AddFinalState(b, j, hk, Between(sums, _n, j + 1), leaving, v[j], final, r);
+        }
+        if (initial is not null && final is not null) AddProducts(fromEntry, 1, Times(Between(sums, _n, 0), initial), final);
+        for (int i = _n - 1; i >= 0; i--)
+        {
+            int row = (b * _n + i) * p.H + h;
+            float[] entering = Decayed(Between(sums, i + 1, 0), q[i], scale);
+            AddOuter(r.BackwardState, state, entering, dO[i]);
+            float[] o = initial is null ? new float[_e] : RowTimes(entering, initial);
+            float[] dq = new float[_d];
             if (initial is not null)
             {
-                float[] reached = RowTimes(q[i], initial, entering);
-                AddTo(o, 1, reached);
-                AddTo(dq, entering, TimesColumn(initial, dO[i]));
-                dg += (i + 1) * Dot(reached, dO[i]);
+                float[] read = TimesColumn(initial, dO[i]);
+                AddProducts(fromEntry, 1, entering, read);
+                AddTo(dq, scale, Times(Between(sums, i + 1, 0), read));
             }
-            float leaving = MathF.Exp((_n - 1 - i) * g);
-            if (final is not null) dg += AddFinalState(b, i, hk, k[i], v[i], leaving, _n - 1 - i, final, r);
-            AddOuter(r.State, state, k[i], leaving, v[i]);
-            AddOuter(r.BackwardState, state, q[i], entering, dO[i]);
-            for (int e = 0; e < _e; e++) r.Output[oRow + e] = o[e];
-            for (int d = 0; d < _d; d++) r.Query[qRow + d] = dq[d];
+            for (int j = 0; j <= i; j++) AddPair(Between(sums, i + 1, j + 1), q[i], k[j], v[j], dO[i], o, dq, i == j ? null : fromToken[j], (b * _n + j) * p.Hk + hk, r);
+            for (int e = 0; e < _e; e++) r.Output[row * _e + e] = o[e];
+            for (int d = 0; d < _d; d++) r.Query[row * _d + d] = dq[d];
+            AddDecay(b, i, h, fromEntry, fromToken, r);
         }
-        if (initial is not null && final is not null) dg += _n * MathF.Exp(_n * g) * Dot(initial, final);
-        r.Decay[h] += dg;
     }
 
-    /// <summary>Adds dk_i, dv_i that come through the final state; returns its path's part of dg.</summary>
-    private float AddFinalState(int b, int i, int hk, float[] k, float[] v, float leaving, int distance, float[] final, Results r)
+    /// <summary>All that token j gives to query i and gets back.</summary>
+    private void AddPair(float[] between, float[] q, float[] k, float[] v, float[] dO, float[] o, float[] dq, float[]? paths, int keyRow, Results r)
     {
-        int kRow = ((b * _n + i) * problem.Hk + hk) * _d;
-        int vRow = ((b * _n + i) * problem.Hk + hk) * _e;
-        float[] dk = TimesColumn(final, v);
-        float[] dv = RowTimes(k, final, leaving);
-        for (int d = 0; d < _d; d++) r.Key[kRow + d] = (float)r.Key[kRow + d] + leaving * dk[d];
-        for (int e = 0; e < _e; e++) r.Value[vRow + e] = (float)r.Value[vRow + e] + dv[e];
-        return distance * Dot(dv, v);
+        float z = (float)problem.Scale * (_width == 1 ? between[0] : 1);
+        float[] query = _width == 1 ? q : Decayed(between, q);
+        float[] key = _width == 1 ? k : Decayed(between, k);
+        float score = Round(z * Dot(query, k));
+        float gain = Dot(dO, v);
+        float dScore = Round(z * gain);
+        AddTo(o, score, v);
+        AddTo(dq, dScore, key);
+        for (int d = 0; d < _d; d++) r.Key[keyRow * _d + d] = (float)r.Key[keyRow * _d + d] + dScore * query[d];
+        for (int e = 0; e < _e; e++) r.Value[keyRow * _e + e] = (float)r.Value[keyRow * _e + e] + score * dO[e];
+        if (paths is null) return;
+        if (_width == 1) paths[0] += score * Round(gain);
+        else AddProducts(paths, dScore, query, k);
+    }
+
+    /// <summary>Adds dk_j, dv_j that come through the final state; returns the paths from token j to it.</summary>
+    private float[] AddFinalState(int b, int j, int hk, float[] between, float[] leaving, float[] v, float[] final, Results r)
+    {
+        int row = (b * _n + j) * problem.Hk + hk;
+        float[] read = TimesColumn(final, v);
+        float[] dk = Times(between, read);
+        float[] dv = RowTimes(leaving, final);
+        for (int d = 0; d < _d; d++) r.Key[row * _d + d] = (float)r.Key[row * _d + d] + dk[d];
+        for (int e = 0; e < _e; e++) r.Value[row * _e + e] = (float)r.Value[row * _e + e] + dv[e];
+        var paths = new float[_width];
+        AddProducts(paths, 1, leaving, read);
+        return paths;
+    }
+
+    /// <summary>dg_i: the paths that cross position i, of all tokens before it and of the initial state.</summary>
+    private void AddDecay(int b, int i, int h, float[] fromEntry, float[][] fromToken, Results r)
+    {
+        float[] sum = [.. fromEntry];
+        for (int j = 0; j < i; j++) AddTo(sum, 1, fromToken[j]);
+        for (int d = 0; d < _width; d++)
+        {
+            int at = problem.DecayAt(b, i, h, d);
+            r.Decay[at] = (float)r.Decay[at] + sum[d];
+        }
+    }
+
+    /// <summary>G_0 .. G_N: the sums of the log decay of tokens before a position, one number or one per channel.</summary>
+    private double[][] DecaySums(int b, int h)
+    {
+        var sums = new double[_n + 1][];
+        sums[0] = new double[_width];
+        for (int i = 0; i < _n; i++)
+        {
+            sums[i + 1] = [.. sums[i]];
+            for (int d = 0; d < _width; d++) sums[i + 1][d] += problem.Decay?[problem.DecayAt(b, i, h, d)] ?? 0;
+        }
+        return sums;
+    }
+
+    /// <summary>exp(G_i - G_j).</summary>
+    private float[] Between(double[][] sums, int i, int j)
+    {
+        var factors = new float[_width];
+        for (int d = 0; d < _width; d++) factors[d] = MathF.Exp((float)(sums[i][d] - sums[j][d]));
+        return factors;
+    }
+
+    /// <summary>scale E . x for x [D], as a bf16 operand.</summary>
+    private float[] Decayed(float[] between, float[] x, float scale = 1) => Array.ConvertAll(Times(between, x), y => Round(scale * y));
+
+    /// <summary>E . x for x [D] or [D, E].</summary>
+    private float[] Times(float[] between, float[] x)
+    {
+        var y = new float[x.Length];
+        for (int i = 0; i < x.Length; i++) y[i] = between[_width == 1 ? 0 : i / (x.Length / _d)] * x[i];
+        return y;
+    }
+
+    /// <summary>y += alpha x z, summed over all but the channels of a decay that has them.</summary>
+    private void AddProducts(float[] y, float alpha, float[] x, float[] z)
+    {
+        for (int i = 0; i < x.Length; i++) y[_width == 1 ? 0 : i / (x.Length / _d)] += alpha * x[i] * z[i];
     }
 
     private float[][] Rows(double[] x, int b, int h, int heads, int width)
@@ -119,12 +183,12 @@ public sealed class NaiveBf16Attention(LinearAttentionOracle problem)
         for (int i = 0; i < y.Length; i++) y[i] += alpha * x[i];
     }
 
-    /// <summary>alpha x S for S [D, E].</summary>
-    private float[] RowTimes(float[] x, float[] s, float alpha)
+    /// <summary>x S for S [D, E].</summary>
+    private float[] RowTimes(float[] x, float[] s)
     {
         var y = new float[_e];
         for (int d = 0; d < _d; d++)
-            for (int e = 0; e < _e; e++) y[e] += Round(alpha * x[d]) * s[d * _e + e];
+            for (int e = 0; e < _e; e++) y[e] += x[d] * s[d * _e + e];
         return y;
     }
 
@@ -137,12 +201,9 @@ public sealed class NaiveBf16Attention(LinearAttentionOracle problem)
         return x;
     }
 
-    private void AddOuter(double[] state, int start, float[] row, float alpha, float[] column)
+    private void AddOuter(double[] state, int start, float[] row, float[] column)
     {
         for (int d = 0; d < _d; d++)
-        {
-            float left = Round(alpha * row[d]);
-            for (int e = 0; e < _e; e++) state[start + d * _e + e] = (float)state[start + d * _e + e] + left * column[e];
-        }
+            for (int e = 0; e < _e; e++) state[start + d * _e + e] = (float)state[start + d * _e + e] + row[d] * column[e];
     }
 }

@@ -43,4 +43,33 @@ internal static unsafe class Rows
         for (; i <= width - Vector512<A>.Count; i += Vector512<A>.Count) Element.Store(Vector512.Load(y + i) * factor, y + i);
         if (i < width) Element.Store(Element.Load<A, A>(y + i, width - i) * factor, y + i, width - i);
     }
+
+    /// <summary>y = exp(y).</summary>
+    public static void Exp<A>(A* y, int width) where A : unmanaged
+    {
+        int i = 0;
+        for (; i <= width - Vector512<A>.Count; i += Vector512<A>.Count) VectorMath.Exp(Vector512.Load(y + i)).Store(y + i);
+        if (i < width) Element.Store(VectorMath.Exp(Element.Load<A, A>(y + i, width - i)), y + i, width - i);
+    }
+
+    /// <summary>y += factor * x * z.</summary>
+    public static void AddProduct<A>(A factor, A* x, A* z, A* y, int width) where A : unmanaged
+    {
+        int i = 0;
+        for (; i <= width - Vector512<A>.Count; i += Vector512<A>.Count) Step(i, Vector512<A>.Count);
+        if (i < width) Step(i, width - i);
+
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        void Step(int at, int count) =>
+            Element.Store(VectorMath.Fma(Element.Load<A, A>(x + at, count) * factor, Element.Load<A, A>(z + at, count), Element.Load<A, A>(y + at, count)), y + at, count);
+    }
+
+    /// <summary>The sum of x * y, in fp64.</summary>
+    public static double Dot<A>(A* x, A* y, long width) where A : unmanaged
+    {
+        long i = 0;
+        double sum = 0;
+        for (; i <= width - Vector512<A>.Count; i += Vector512<A>.Count) sum += VectorMath.Total(Vector512.Load(x + i) * Vector512.Load(y + i));
+        return i < width ? sum + VectorMath.Total(Element.Load<A, A>(x + i, width - i) * Element.Load<A, A>(y + i, width - i)) : sum;
+    }
 }

@@ -58,7 +58,7 @@ internal sealed unsafe partial class CpuBackend
                 ExponentiateRow(scores + (i * width), width, visible.Of(first + i, key, width), ref maxima[i], ref sums[i], outputs + ((long)i * e), e);
             MatrixProduct.Dense(scores, false, values, false, count, e, width, A.One, A.One, outputs);
         }
-        HeadRows<A> statistics = HeadRows<A>.OfScalars(logSumExp, batch, head);
+        HeadRows<A> statistics = HeadRows<A>.Of(logSumExp, batch, head);
         for (int i = 0; i < count; i++)
         {
             if (sums[i] > A.Zero) Rows.Scale(A.One / sums[i], outputs + ((long)i * e), e);

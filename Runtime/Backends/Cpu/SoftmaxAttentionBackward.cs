@@ -54,7 +54,7 @@ internal sealed unsafe partial class CpuBackend
             for (long head = keyHead * group; head < (keyHead + 1) * group; head++)
             {
                 HeadRows<T> queryRows = HeadRows<T>.Of(q, batch, head), outputGradients = HeadRows<T>.Of(dO, batch, head);
-                HeadRows<A> queryGradients = HeadRows<A>.Of(dq, batch, head), statistics = HeadRows<A>.OfScalars(logSumExp, batch, head), deltas = HeadRows<A>.OfScalars(delta, batch, head);
+                HeadRows<A> queryGradients = HeadRows<A>.Of(dq, batch, head), statistics = HeadRows<A>.Of(logSumExp, batch, head), deltas = HeadRows<A>.Of(delta, batch, head);
                 for (long tile = 0; tile < extents.QueryTiles; tile++)
                 {
                     long first = tile * QueryTile, start = Math.Max(key, seen[tile].Start);

@@ -31,6 +31,13 @@ internal static class VectorMath
             ? Exp(x.As<A, float>()).As<float, A>()
             : Vector512.Exp(x.As<A, double>()).As<double, A>();
 
+    /// <summary>a - b, taken in fp64.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static unsafe Vector512<A> Difference<A>(double* a, double* b) where A : unmanaged =>
+        typeof(A) == typeof(float)
+            ? Vector512.Narrow(Vector512.Load(a) - Vector512.Load(b), Vector512.Load(a + 8) - Vector512.Load(b + 8)).As<float, A>()
+            : (Vector512.Load(a) - Vector512.Load(b)).As<double, A>();
+
     /// <summary>1 / (1 + exp(-x)).</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Vector512<A> Sigmoid<A>(Vector512<A> x) where A : unmanaged => Vector512<A>.One / (Vector512<A>.One + Exp(-x));
