@@ -39,14 +39,17 @@ public static partial class OpCases
         new("documents at 39", SoftmaxAttentionOracle.Documents(39, 250, s_bounds), [100, 189], 64, 64, Hk: 1),
         new("documents both ways", SoftmaxAttentionOracle.Documents(2, 200, s_bounds, causal: false), [128, 128, 4], 5, 7, B: 2, H: 4),
         new("zigzag", [.. SoftmaxAttentionOracle.Causal(50, 70), .. SoftmaxAttentionOracle.Causal(330, 70)], [400], 16, 16, H: 4),
-        new("some see none", [.. SoftmaxAttentionOracle.Causal(0, 20), .. Enumerable.Repeat(0L, 60), .. SoftmaxAttentionOracle.Causal(70, 60)], [40, 60], 64, 64, FirstKey: 10),
+        new("two far spans", [.. Spans(40, 3, 30), .. Spans(40, 600, 630)], [640], 5, 7, H: 4),
+        new("some see none", [.. SoftmaxAttentionOracle.Causal(0, 20), .. Spans(30, 0, 0), .. SoftmaxAttentionOracle.Causal(70, 60)], [40, 60], 64, 64, FirstKey: 10),
         new("none visible", SoftmaxAttentionOracle.Causal(0, 70), [65], 16, 16, H: 4, FirstKey: 70),
-        new("empty ranges", [.. Enumerable.Repeat((long[])[5, 4], 33).SelectMany(r => r)], [65], 5, 7),
+        new("empty ranges", Spans(33, 5, 4), [65], 5, 7),
         new("no key", SoftmaxAttentionOracle.Causal(0, 5), [0], 16, 16),
         new("no query", [], [5], 16, 16),
     ];
 
-    private static long[] Everything(int queries) => [.. Enumerable.Repeat((long[])[long.MinValue, long.MaxValue], queries).SelectMany(r => r)];
+    private static long[] Everything(int queries) => Spans(queries, 0, long.MaxValue);
+
+    private static long[] Spans(int queries, long first, long last) => [.. Enumerable.Repeat((long[])[first, last], queries).SelectMany(r => r)];
 
     private static void AddSoftmaxAttention()
     {

@@ -12,7 +12,7 @@ internal sealed unsafe partial class CpuBackend
 {
     /// <summary>Extents of a tile: whole panels of <see cref="GemmKernel"/>, and a tile of scores fits the second-level cache.</summary>
     internal const int QueryTile = 96;
-    internal const int KeyTile = 128;
+    internal const int KeyTile = 256;
 
     public void SoftmaxAttention(Tensor q, Tensor k, Tensor v, Tensor ranges, long firstKey, double scale, Tensor o, Tensor logSumExp)
     {
@@ -119,19 +119,23 @@ internal sealed unsafe partial class CpuBackend
         /// <summary>From q [B,C,H,D], k [B,M,Hk,D], v [B,M,Hk,E], ranges [C,2], output-like [B,C,H,E] and what there is per query and head [B,C,H] of Acc.</summary>
         public static SoftmaxExtents Of(Tensor q, Tensor k, Tensor v, Tensor ranges, Tensor o, Tensor rows)
         {
+            if (q.Shape.Rank != 4 || k.Shape.Rank != 4 || o.Shape.Rank != 4) throw Mismatch(q, k, v, o);
             var extents = new SoftmaxExtents(q.Shape[0], q.Shape[1], k.Shape[1], q.Shape[2], k.Shape[2], checked((int)q.Shape[3]), checked((int)o.Shape[3]));
             Shape query = [extents.Batches, extents.Queries, extents.Heads, extents.KeyWidth], key = [extents.Batches, extents.Keys, extents.KeyHeads, extents.KeyWidth];
-            bool fits = o.Shape == query.WithLast(extents.ValueWidth) && k.Shape == key && v.Shape == key.WithLast(extents.ValueWidth) && extents.KeyHeads > 0 && extents.Heads % extents.KeyHeads == 0;
-            if (!fits) throw new LaspException($"softmax attention of q {q.Shape}, k {k.Shape}, v {v.Shape}, o {o.Shape}: expected [B,C,H,D], [B,M,Hk,D], [B,M,Hk,E], [B,C,H,E] with Hk dividing H");
+            bool fits = o.Shape == query.WithLast(extents.ValueWidth) && k.Shape == key && v.Shape == key.WithLast(extents.ValueWidth);
+            if (!fits || extents.KeyHeads == 0 || extents.Heads % extents.KeyHeads != 0) throw Mismatch(q, k, v, o);
             RequireType(k, q.DType);
             RequireType(v, q.DType);
             RequireType(ranges, DType.I64);
             RequireType(rows, q.DType.Accumulator());
-            if (ranges.Count != 2 * extents.Queries || rows.Count != extents.Batches * extents.Queries * extents.Heads)
+            if (ranges.Shape != [extents.Queries, 2] || rows.Shape != [extents.Batches, extents.Queries, extents.Heads])
                 throw new LaspException($"softmax attention of q {q.Shape} with ranges {ranges.Shape} and statistics {rows.Shape}: expected [C,2] and [B,C,H]");
             return extents;
         }
 
         public long KeyHead(long head) => head / (Heads / KeyHeads);
+
+        private static LaspException Mismatch(Tensor q, Tensor k, Tensor v, Tensor o) =>
+            new($"softmax attention of q {q.Shape}, k {k.Shape}, v {v.Shape}, o {o.Shape}: expected [B,C,H,D], [B,M,Hk,D], [B,M,Hk,E], [B,C,H,E] with Hk dividing H");
     }
 }

@@ -14,12 +14,10 @@ internal sealed unsafe partial class CpuBackend
     {
         SoftmaxExtents extents = SoftmaxExtents.Of(q, k, v, ranges, dO, logSumExp);
         RequireType(dO, q.DType);
-        RequireSame(logSumExp, delta);
-        foreach ((Tensor source, Tensor gradient) in (ReadOnlySpan<(Tensor, Tensor)>)[(q, dq), (k, dk), (v, dv)])
-        {
-            RequireSameCount(source, gradient);
-            RequireType(gradient, q.DType.Accumulator());
-        }
+        RequireGradient(logSumExp, delta);
+        RequireGradient(q, dq);
+        RequireGradient(k, dk);
+        RequireGradient(v, dv);
         var visible = new VisibleKeys(ranges, firstKey, extents.Keys);
         long tiles = extents.QueryTiles;
         using Workspace scratch = Workspace.Rent<(long, long)>(tiles);
@@ -32,6 +30,13 @@ internal sealed unsafe partial class CpuBackend
             else if (q.DType == DType.F32) BackwardKeyHead<float, float>(extents, batch, keyHead, visible, seen, q, k, v, dO, logSumExp, delta, scale, dq, dk, dv);
             else BackwardKeyHead<BF16, float>(extents, batch, keyHead, visible, seen, q, k, v, dO, logSumExp, delta, scale, dq, dk, dv);
         });
+    }
+
+    /// <summary>Throws unless both have one shape and the second is of the first one's accumulator.</summary>
+    private static void RequireGradient(Tensor source, Tensor gradient)
+    {
+        if (gradient.Shape != source.Shape) throw new LaspException($"the tensor {gradient} should have the shape {source.Shape}");
+        RequireType(gradient, source.DType.Accumulator());
     }
 
     /// <param name="seen">What each query tile sees, as <see cref="VisibleKeys.OfBlock"/> gives it.</param>
