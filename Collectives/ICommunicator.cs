@@ -71,7 +71,7 @@ public interface ICommunicator : IDisposable
     void Barrier();
 }
 
-/// <summary>A collective in flight. Wait exactly once.</summary>
+/// <summary>A collective in flight. Wait exactly once; after a failure, waiting again throws it again.</summary>
 public abstract class CommunicationWork
 {
     /// <summary>Nothing to wait for: a group of one.</summary>

@@ -216,8 +216,8 @@ internal sealed class LocalCommunicator : Communicator
         public override void Wait()
         {
             if (_waited) throw new LaspException($"rank {communicator.Rank} waits twice for {exchange.Describe()}; wait once");
-            _waited = true;
             communicator._group.Await(communicator.Rank, exchange);
+            _waited = true;
             read();
             communicator._copies.LeadCompute();
             communicator._group.Read(communicator.Rank, exchange, communicator._copies.Mark());

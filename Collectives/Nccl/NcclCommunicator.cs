@@ -347,8 +347,8 @@ public sealed class NcclCommunicator : Communicator
 
         public override void Wait()
         {
-            CudaEvent finished = Interlocked.Exchange(ref _done, null) ?? throw new LaspException($"rank {communicator.Rank} waits twice for one operation; wait once");
             communicator.ThrowIfAborted();
+            CudaEvent finished = Interlocked.Exchange(ref _done, null) ?? throw new LaspException($"rank {communicator.Rank} waits twice for one operation; wait once");
             communicator._device.Context.MakeCurrent();
             communicator._device.Stream.WaitFor(finished);
             communicator.Retire(finished);

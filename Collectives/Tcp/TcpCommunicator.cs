@@ -183,8 +183,9 @@ internal sealed class TcpCommunicator : Communicator
 
         public override void Wait()
         {
-            Action take = Interlocked.Exchange(ref _finish, null) ?? throw new LaspException($"rank {communicator.Rank} waits twice for one operation; wait once");
+            Action take = _finish ?? throw new LaspException($"rank {communicator.Rank} waits twice for one operation; wait once");
             take();
+            _finish = null;
         }
     }
 }

@@ -103,6 +103,23 @@ public sealed class LocalCpuTests : CollectiveContract
         Assert.IsType<InvalidOperationException>(error.InnerException);
     }
 
+    /// <summary>Cleaning up after a failure must not hide it.</summary>
+    [Fact]
+    public void Waiting_again_after_a_failure_tells_the_failure_and_after_success_is_a_mistake()
+    {
+        var group = new LocalGroup(2);
+        using var device = new CpuDevice(1);
+        using ICommunicator rank = group.Communicator(0, device);
+        using ICommunicator other = group.Communicator(1, device);
+        using Tensor tensor = Tensor.FromSpan([1f], [1], device);
+        CommunicationWork done = rank.Broadcast(tensor, 1), failed = rank.AllReduce(tensor);
+        other.Broadcast(tensor, 1).Wait();
+        done.Wait();
+        group.Abort(1, new LaspException("out of luck"));
+        Assert.Contains("waits twice", Assert.Throws<LaspException>(done.Wait).Message, StringComparison.Ordinal);
+        for (int attempt = 0; attempt < 2; attempt++) Assert.Equal("rank 1 failed: out of luck", Assert.Throws<GroupFailedException>(failed.Wait).Message);
+    }
+
     [Fact]
     public void The_source_may_change_after_the_operation_was_waited_for_and_staging_is_freed()
     {
