@@ -49,6 +49,16 @@ public sealed class AttentionCall
             throw new LaspException($"bidirectional linear attention takes no {(decay is not null ? "log decay" : initialState is not null ? "initial_state" : "packed documents")}; leave it out, or make the call causal");
     }
 
+    /// <summary>The same call with the whole sequence and this rank's share of the heads, as one rank computes it alone.</summary>
+    private AttentionCall(AttentionCall call, int shards)
+    {
+        Group = call.Group;
+        (Batch, Tokens, KeyDim, ValueDim) = (call.Batch, call.Partition.Tokens, call.KeyDim, call.ValueDim);
+        (Heads, KeyHeads) = (call.Heads / shards, call.KeyHeads / shards);
+        (DType, Scale, Causal, Documents) = (call.DType, call.Scale, call.Causal, call.Documents);
+        Partition = new SequencePartition(Tokens, 1);
+    }
+
     public ICommunicator Group { get; }
 
     public Device Device => Group.Device;
@@ -98,6 +108,11 @@ public sealed class AttentionCall
     internal IReadOnlyList<DocumentPiece> PiecesOf(int rank) =>
         Partition.Tokens == 0 ? [] : (Documents ?? new PackedDocuments([0, Partition.Tokens])).Pieces(Partition.Start(rank), Partition.Length(rank));
 
+    /// <summary>The pieces that are computed here: this rank's chunk, or the whole sequence of a head shard.</summary>
+    internal IReadOnlyList<DocumentPiece> OwnPieces => PiecesOf(Partition.Ranks == 1 ? 0 : Group.Rank);
+
+    internal AttentionCall OfHeadShard() => new(this, Group.Size);
+
     internal void CheckQuery(Tensor q)
     {
         if (q.Shape != [Batch, Tokens, Heads, KeyDim]) throw new LaspException($"q has shape {q.Shape}; beside k and v it is [{Batch}, {Tokens}, {Heads}, {KeyDim}] (set AttentionOptions.QueryHeads for grouped heads)");
@@ -129,6 +144,18 @@ public sealed class AttentionCall
     }
 
     internal Tensor EmptyState() => Tensor.Empty(StateShape, DType.Accumulator(), Device, MemoryCategory.States);
+
+    /// <summary>The row of a document in initial or final states.</summary>
+    internal Tensor OfDocument(Tensor states, DocumentPiece piece) => Documents is null ? states.Share() : states.Slice(piece.Document, 1);
+
+    /// <summary>The weights of tokens towards a run's edge, [B, tokens, H], or [B, tokens, H, D] where the decay or the factors are per channel.</summary>
+    internal Tensor DecayWeights(Tensor? decay, long tokens, bool toEnd, Tensor? between)
+    {
+        bool perChannel = decay is { Shape.Rank: 4 } || between is { Shape.Rank: 3 };
+        Tensor weights = Tensor.Empty(perChannel ? [Batch, tokens, Heads, KeyDim] : [Batch, tokens, Heads], DType.Accumulator(), Device);
+        Device.Backend.DecayWeights(decay, toEnd, between, weights);
+        return weights;
+    }
 
     /// <summary>Shape of one run's A: a factor per head, [B, H], or per channel, [B, H, D].</summary>
     internal Shape FactorShape(Tensor? decay) => decay is { Shape.Rank: 4 } ? [Batch, Heads, KeyDim] : [Batch, Heads];

@@ -10,7 +10,13 @@ namespace LaspNative.Collectives;
 /// </summary>
 internal sealed class LocalRuns(AttentionCall call, Tensor k, Tensor v, Tensor? decay, Tensor? initialState)
 {
-    private readonly IReadOnlyList<DocumentPiece> _pieces = call.PiecesOf(call.Group.Rank);
+    private readonly IReadOnlyList<DocumentPiece> _pieces = call.OwnPieces;
+
+    public Tensor K => k;
+
+    public Tensor V => v;
+
+    public Tensor? Decay => decay;
 
     private IBackend Backend => call.Device.Backend;
 
@@ -38,7 +44,7 @@ internal sealed class LocalRuns(AttentionCall call, Tensor k, Tensor v, Tensor? 
             Tensor? start = p.IsFirst ? piece.Initial : entering;
             Backend.LinearAttention(qPiece, piece.K, piece.V, piece.Decay, start, call.Scale, oPiece);
             if (finalState is null || !p.IsLast) continue;
-            using Tensor final = OfDocument(finalState, p), own = call.EmptyState();
+            using Tensor final = call.OfDocument(finalState, p), own = call.EmptyState();
             Backend.LinearAttentionState(piece.K, piece.V, piece.Decay, own);
             Propagate(piece, start, own, final);
         }
@@ -55,7 +61,7 @@ internal sealed class LocalRuns(AttentionCall call, Tensor k, Tensor v, Tensor? 
         using Piece piece = Cut(first);
         OwnGradient(piece, first, q, dO, dState);
         if (!first.IsLast || dFinalState is null) return;
-        using Tensor dFinal = OfDocument(dFinalState, first);
+        using Tensor dFinal = call.OfDocument(dFinalState, first);
         Propagate(piece, dFinal, dState, dState);
     }
 
@@ -104,7 +110,7 @@ internal sealed class LocalRuns(AttentionCall call, Tensor k, Tensor v, Tensor? 
         {
             if (!p.IsFirst) continue;
             using Piece piece = Cut(p);
-            using Tensor own = call.EmptyState(), gradient = OfDocument(dInitialState, p);
+            using Tensor own = call.EmptyState(), gradient = call.OfDocument(dInitialState, p);
             using Tensor? d = Leaving(p, leaving, dFinalState);
             OwnGradient(piece, p, q, dO, own);
             Propagate(piece, d, own, gradient);
@@ -129,13 +135,10 @@ internal sealed class LocalRuns(AttentionCall call, Tensor k, Tensor v, Tensor? 
 
     /// <summary>The gradient of the state that leaves a piece; null: zero.</summary>
     private Tensor? Leaving(DocumentPiece p, Tensor? leaving, Tensor? dFinalState) =>
-        p.IsLast ? (dFinalState is null ? null : OfDocument(dFinalState, p)) : leaving?.Share();
-
-    /// <summary>The row of a document in initial or final states.</summary>
-    private Tensor OfDocument(Tensor states, DocumentPiece p) => call.Documents is null ? states.Share() : states.Slice(p.Document, 1);
+        p.IsLast ? (dFinalState is null ? null : call.OfDocument(dFinalState, p)) : leaving?.Share();
 
     /// <summary>The tokens of a piece in a tensor [B, C, ...]; a packed batch has one row.</summary>
-    private Tensor Tokens(Tensor x, DocumentPiece p)
+    internal static Tensor Tokens(Tensor x, DocumentPiece p)
     {
         if (p.Start == 0 && p.Length == x.Shape[1]) return x.Share();
         Span<long> extents = stackalloc long[x.Shape.Rank];
@@ -150,7 +153,7 @@ internal sealed class LocalRuns(AttentionCall call, Tensor k, Tensor v, Tensor? 
         Tokens(k, p),
         Tokens(v, p),
         decay is null ? null : decay.Shape.Rank == 1 ? decay.Share() : Tokens(decay, p),
-        p.IsFirst && initialState is not null ? OfDocument(initialState, p) : null);
+        p.IsFirst && initialState is not null ? call.OfDocument(initialState, p) : null);
 
     private sealed record Piece(Tensor K, Tensor V, Tensor? Decay, Tensor? Initial) : IDisposable
     {

@@ -18,7 +18,7 @@ public abstract class SequenceParallel
     public abstract (long Forward, long Backward) PredictedBytesSent(AttentionCall call, Tensor? decay);
 
     /// <summary>The strategies that can be named.</summary>
-    public static IReadOnlyList<SequenceParallel> All { get; } = [Lasp1.Default, Lasp2.Default, ZeCo.Default, Serial.Default];
+    public static IReadOnlyList<SequenceParallel> All { get; } = [Lasp1.Default, Lasp2.Default, ZeCo.Default, Ring.Default, Ulysses.Default, Serial.Default];
 
     /// <summary>The strategy of a name; throws <see cref="LaspException"/> listing the known ones.</summary>
     public static SequenceParallel Parse(string name) =>

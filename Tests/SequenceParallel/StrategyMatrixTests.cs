@@ -43,8 +43,8 @@ public class StrategyMatrixTests
         Documents = kind == "packed" ? DocumentsOf(n) : null,
         States = kind != "plain",
         B = kind == "packed" ? 1 : 2,
-        H = 8,
-        Hk = strategy == "ulysses" ? 8 : 4,
+        H = strategy == "ulysses" && w == 3 ? 6 : 8, // ulysses: w divides both numbers of heads
+        Hk = strategy != "ulysses" ? 4 : w == 3 ? 3 : Math.Max(w, 4),
         D = 8,
         E = 12,
     };
