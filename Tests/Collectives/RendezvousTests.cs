@@ -46,6 +46,21 @@ public sealed class RendezvousTests
     }
 
     [Fact]
+    public async Task Every_rank_learns_where_the_others_listen()
+    {
+        int port = FreePort();
+        IPEndPoint[][] all = await Task.WhenAll(Enumerable.Range(0, 3).Select(rank => Task.Run(() =>
+        {
+            using var rendezvous = new Rendezvous(rank, 3, Loopback, port, TimeSpan.FromSeconds(20));
+            return rendezvous.ExchangeEndPoints(4000 + rank);
+        }, Stop)));
+        IPEndPoint[] expected = [new(IPAddress.Loopback, 4000), new(IPAddress.Loopback, 4001), new(IPAddress.Loopback, 4002)];
+        Assert.Equal(expected, all[1]);
+        Assert.Equal(expected, all[2]);
+        Assert.Equal(expected[1..], all[0][1..]);
+    }
+
+    [Fact]
     public void Rank_0_says_who_did_not_come()
     {
         LaspException error = Assert.Throws<LaspException>(() => new Rendezvous(0, 3, Loopback, FreePort(), TimeSpan.FromSeconds(0.3)));
@@ -109,6 +124,9 @@ public sealed class RendezvousTests
         LaunchedRank? Read() => LaunchedRank.Read(variables.GetValueOrDefault);
 
         Assert.Equal(new LaunchedRank(3, 4, 1, "10.0.0.1", 29500), Read());
+        Assert.Equal(4, Read()!.LocalSize);
+        variables["LOCAL_WORLD_SIZE"] = "2";
+        Assert.Equal(2, Read()!.LocalSize);
         variables["TORCHELASTIC_USE_AGENT_STORE"] = "True";
         Assert.Equal(29501, Read()!.MasterPort);
         variables["RANK"] = "4";

@@ -1,3 +1,5 @@
+using System.Net;
+using System.Net.Sockets;
 using LaspNative.Collectives;
 using LaspNative.Runtime;
 using LaspNative.Runtime.Cpu;
@@ -92,6 +94,25 @@ public sealed class WorldTests
         int runs = 0;
         Run(new WorldOptions(DeviceKind.Cpu), r => runs += r.Size, new LaunchedRank(0, 1, 0, "127.0.0.1", 29500));
         Assert.Equal(1, runs);
+    }
+
+    [Fact]
+    public async Task Launched_processes_on_the_cpu_join_and_share_the_cores_of_their_node()
+    {
+        using var probe = new TcpListener(IPAddress.Loopback, 0);
+        probe.Start();
+        int port = ((IPEndPoint)probe.LocalEndpoint).Port;
+        probe.Stop();
+        var sums = new double[2][];
+        await Task.WhenAll(Enumerable.Range(0, 2).Select(rank => Task.Factory.StartNew(() => Run(new WorldOptions(DeviceKind.Cpu), r =>
+        {
+            Assert.Equal((rank, 2), (r.Rank, r.Size));
+            Assert.Equal(Math.Max(1, Environment.ProcessorCount / 2), ((CpuDevice)r.Device).Threads);
+            using Tensor tensor = Tensor.FromSpan([1f + rank], [1], r.Device);
+            r.World.AllReduce(tensor).Wait();
+            sums[rank] = tensor.ToDoubles();
+        }, new LaunchedRank(rank, 2, rank, "127.0.0.1", port)), TestContext.Current.CancellationToken, TaskCreationOptions.LongRunning, TaskScheduler.Default)));
+        Assert.Equal([[3.0], [3.0]], sums);
     }
 
     private static string Refusal(WorldOptions options, LaunchedRank? launched) =>
