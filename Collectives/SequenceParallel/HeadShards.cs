@@ -1,3 +1,4 @@
+using System.Numerics;
 using LaspNative.Runtime;
 
 namespace LaspNative.Collectives;
@@ -6,12 +7,20 @@ namespace LaspNative.Collectives;
 /// The two layouts of Ulysses: token chunks [B, C, h, ..] of all h heads, and head shards [B, N, h/W, ..] of all tokens. Blocks travel with their tokens outermost, [tokens, B, heads of one rank],
 /// so that chunks of different lengths arrive as one tensor.
 /// </summary>
-internal sealed class HeadShards(AttentionCall call)
+internal sealed class HeadShards(SequenceCall call)
 {
     private readonly int _size = call.Group.Size;
     private readonly int _rank = call.Group.Rank;
 
     private IBackend Backend => call.Device.Backend;
+
+    /// <summary>Throws <see cref="LaspException"/> naming the largest group when this one does not divide the query heads and the key/value heads.</summary>
+    public static void CheckHeads(SequenceCall call)
+    {
+        long largest = (long)BigInteger.GreatestCommonDivisor(call.Heads, call.KeyHeads);
+        if (largest % call.Group.Size != 0)
+            throw new LaspException($"ulysses cannot divide {call.Heads} query and {call.KeyHeads} key/value heads among {call.Group.Size} ranks; the largest number of ranks it can use is {largest}");
+    }
 
     /// <summary>Each rank is sent its heads of this rank's tokens.</summary>
     public HeadMessage ToHeads(Tensor x)

@@ -1,4 +1,3 @@
-using System.Numerics;
 using LaspNative.Runtime;
 
 namespace LaspNative.Collectives;
@@ -20,7 +19,7 @@ public sealed class Ulysses : SequenceParallel
     public override (long Forward, long Backward) PredictedBytesSent(AttentionCall call, Tensor? decay)
     {
         ArgumentNullException.ThrowIfNull(call);
-        CheckHeads(call);
+        HeadShards.CheckHeads(call);
         long element = call.DType.Size(), keys = call.KeyHeads * (call.KeyDim + call.ValueDim) * element, queries = call.Heads * call.KeyDim * element, outputs = call.Heads * call.ValueDim * element;
         long factors = decay is { Shape.Rank: > 1 } ? call.FactorShape(decay).Count / call.Batch * call.DType.Accumulator().Size() : 0;
         long size = call.Group.Size, toHeads = call.Batch * call.Tokens * (size - 1), toTokens = call.Batch * (call.Partition.Tokens - call.Tokens);
@@ -30,15 +29,8 @@ public sealed class Ulysses : SequenceParallel
     internal override AttentionExchange Begin(AttentionCall call, Tensor k, Tensor v, Tensor? decay, Tensor? initialState)
     {
         if (!call.Causal) throw new LaspException($"strategy {Name} is causal only; bidirectional attention runs with lasp2");
-        CheckHeads(call);
+        HeadShards.CheckHeads(call);
         return call.Group.Size == 1 ? new Serial.Exchange(call, k, v, decay, initialState) : new Exchange(call, k, v, decay, initialState);
-    }
-
-    private static void CheckHeads(AttentionCall call)
-    {
-        long largest = (long)BigInteger.GreatestCommonDivisor(call.Heads, call.KeyHeads);
-        if (largest % call.Group.Size != 0)
-            throw new LaspException($"ulysses cannot divide {call.Heads} query and {call.KeyHeads} key/value heads among {call.Group.Size} ranks; the largest number of ranks it can use is {largest}");
     }
 
     private sealed class Exchange : AttentionExchange

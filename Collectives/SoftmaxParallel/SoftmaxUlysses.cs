@@ -1,4 +1,3 @@
-using System.Numerics;
 using LaspNative.Runtime;
 
 namespace LaspNative.Collectives;
@@ -19,7 +18,7 @@ public sealed class SoftmaxUlysses : SoftmaxParallel
     public override (long Forward, long Backward) PredictedBytesSent(SoftmaxCall call)
     {
         ArgumentNullException.ThrowIfNull(call);
-        CheckHeads(call);
+        HeadShards.CheckHeads(call);
         int size = call.Group.Size;
         long own = call.Tokens, others = call.Partition.Tokens - call.Tokens;
         long forward = ((size - 1) * (call.QueryBytes(own) + call.KeyValueBytes(own)) + call.OutputBytes(others)) / size;
@@ -29,91 +28,60 @@ public sealed class SoftmaxUlysses : SoftmaxParallel
 
     private protected override SoftmaxExchange Start(SoftmaxCall call, Tensor k, Tensor v)
     {
-        CheckHeads(call);
+        HeadShards.CheckHeads(call);
         return new Exchange(call, k, v);
-    }
-
-    private static void CheckHeads(SoftmaxCall call)
-    {
-        long largest = (long)BigInteger.GreatestCommonDivisor(call.Heads, call.KeyHeads);
-        if (largest % call.Group.Size != 0)
-            throw new LaspException($"ulysses cannot divide {call.Heads} query and {call.KeyHeads} key/value heads among {call.Group.Size} ranks; the largest number of ranks it can use is {largest}");
     }
 
     private sealed class Exchange : SoftmaxExchange
     {
-        private readonly TokenMessage _keyMessage;
-        private readonly TokenMessage _valueMessage;
+        private readonly HeadShards _shards;
+        private readonly HeadMessage _keyMessage;
+        private readonly HeadMessage _valueMessage;
         private Tensor? _k; // [B, N, Hk/W, D]
         private Tensor? _v; // [B, N, Hk/W, E]
         private SoftmaxQueries? _queries;
-        private TokenMessage? _dk;
-        private TokenMessage? _dv;
+        private HeadMessage? _dk;
+        private HeadMessage? _dv;
 
-        public Exchange(SoftmaxCall call, Tensor k, Tensor v) : base(call) => (_keyMessage, _valueMessage) = (Hold(ToHeads(k)), Hold(ToHeads(v)));
+        public Exchange(SoftmaxCall call, Tensor k, Tensor v) : base(call)
+        {
+            _shards = new HeadShards(call);
+            (_keyMessage, _valueMessage) = (Hold(_shards.ToHeads(k)), Hold(_shards.ToHeads(v)));
+        }
 
         public override Tensor Finish(Tensor q)
         {
-            using TokenMessage queries = ToHeads(q);
-            (_k, _v) = (Hold(_keyMessage.Take()), Hold(_valueMessage.Take()));
-            _queries = Hold(new SoftmaxQueries(Call, queries.Take(), Call.Sequence));
+            HeadMessage queries = _shards.ToHeads(q);
+            (_k, _v) = (Hold(Take(_keyMessage)), Hold(Take(_valueMessage)));
+            _queries = Hold(new SoftmaxQueries(Call, Take(queries), Call.Sequence));
             _queries.Attend(_k, _v, Call.Sequence);
             using Tensor o = _queries.Output();
-            return TakeTokens(ToTokens(o));
+            return Take(_shards.ToTokens(o));
         }
 
         public override Tensor BackwardFinish(Tensor dO, bool continues)
         {
             using Tensor dk = GradientSum(_k!.Shape), dv = GradientSum(_v!.Shape);
-            using TokenMessage gradient = ToHeads(dO);
-            _queries!.StartBackward(gradient.Take());
+            _queries!.StartBackward(Take(_shards.ToHeads(dO)));
             _queries.AddGradients(_k, _v, Call.Sequence, dk, dv);
             using Tensor dq = _queries.QueryGradient();
-            TokenMessage queries = ToTokens(dq);
+            HeadMessage queries = _shards.ToTokens(dq);
             if (continues) (_dk, _dv) = (Hold(RoundedToTokens(dk)), Hold(RoundedToTokens(dv)));
-            return TakeTokens(queries);
+            return Take(queries);
         }
 
-        public override (Tensor Key, Tensor Value) BackwardBegin() => (TakeTokens(_dk!), TakeTokens(_dv!));
+        public override (Tensor Key, Tensor Value) BackwardBegin() => (Take(_dk!), Take(_dv!));
 
-        /// <summary>[B, C, heads, width] of every rank: its tokens of rank r's heads go to rank r; [B, N, heads/W, width] arrives.</summary>
-        private TokenMessage ToHeads(Tensor x)
-        {
-            int ranks = Call.Group.Size;
-            (long batch, long heads, long width) = (Call.Batch, x.Shape[2] / ranks, x.Shape[3]);
-            using Tensor tokensFirst = x.View([batch, Call.Tokens, ranks, heads, width]);
-            using Tensor ranksFirst = Tensor.Empty([batch, ranks, Call.Tokens, heads, width], x.DType, Call.Device, MemoryCategory.Communication);
-            Backend.Permute(tokensFirst, [0, 2, 1, 3, 4], ranksFirst);
-            using Tensor runs = ranksFirst.View([batch, ranks * Call.Tokens, heads, width]);
-            return TokenMessage.AllToAll(Call, runs, EveryRank(Call.Tokens), Call.Partition.Lengths());
-        }
-
-        /// <summary>[B, N, heads/W, width]: every rank is sent its tokens; <see cref="TakeTokens"/> gives this rank's with all heads.</summary>
-        private TokenMessage ToTokens(Tensor x) => TokenMessage.AllToAll(Call, x, Call.Partition.Lengths(), EveryRank(Call.Tokens));
-
-        private TokenMessage RoundedToTokens(Tensor sum)
+        private HeadMessage RoundedToTokens(Tensor sum)
         {
             using Tensor rounded = Call.Round(sum.Share());
-            return ToTokens(rounded);
+            return _shards.ToTokens(rounded);
         }
 
-        /// <summary>[B, C, heads, width].</summary>
-        private Tensor TakeTokens(TokenMessage message)
+        /// <summary>What arrived; the message's buffers are freed.</summary>
+        private static Tensor Take(HeadMessage message)
         {
-            int ranks = Call.Group.Size;
-            using Tensor runs = message.Take(); // [B, W C, heads/W, width]
-            (long batch, long heads, long width) = (Call.Batch, runs.Shape[2], runs.Shape[3]);
-            using Tensor ranksFirst = runs.View([batch, ranks, Call.Tokens, heads, width]);
-            using Tensor tokensFirst = Tensor.Empty([batch, Call.Tokens, ranks, heads, width], runs.DType, Call.Device);
-            Backend.Permute(ranksFirst, [0, 2, 1, 3, 4], tokensFirst);
-            return tokensFirst.View([batch, Call.Tokens, ranks * heads, width]);
-        }
-
-        private long[] EveryRank(long tokens)
-        {
-            var all = new long[Call.Group.Size];
-            Array.Fill(all, tokens);
-            return all;
+            using (message) return message.Take();
         }
     }
 }
