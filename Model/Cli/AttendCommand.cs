@@ -10,46 +10,48 @@ internal static class AttendCommand
     public static Command Create(Terminal terminal)
     {
         var common = new CommonOptions();
-        Option<string?> input = OptionKinds.Text("--input", "Safetensors file with q [B,N,H,D], k [B,N,Hk,D], v [B,N,Hk,E] and optional log_decay [H], initial_state [B,H,D,E], do [B,N,H,E], d_final_state.", "FILE");
-        Option<string?> output = OptionKinds.Text("--output", "Safetensors file to write: o, final_state, and when do was given dq, dk, dv, d_log_decay, d_initial_state.", "FILE");
+        Option<string?> input = OptionKinds.Text("--input", "Safetensors file with q [B,N,H,D], k [B,N,Hk,D], v [B,N,Hk,E] and optional do [B,N,H,E], cu_seqlens [n+1], and for linear attention log_decay [H] | [B,N,H] | [B,N,H,D], initial_state and d_final_state [B or n,H,D,E].", "FILE");
+        Option<string?> output = OptionKinds.Text("--output", "Safetensors file to write: o, final_state (linear), and when do was given dq, dk, dv, d_log_decay, d_initial_state.", "FILE");
         input.Required = output.Required = true;
         Option<string?> attention = OptionKinds.Choice("--attention", "Kind of attention. [default: linear]", "linear", "softmax");
-        Option<bool> noCausal = new("--no-causal") { Description = "Let every token see all tokens." };
+        Option<bool> noCausal = new("--no-causal") { Description = "Let every token see all tokens (linear: strategy lasp2, without log_decay)." };
         Option<double?> scale = OptionKinds.Number("--scale", "Factor of q.k. [default: 1/sqrt(D)]", "X");
         var command = new ExampleCommand(
             "attend",
             "Run one attention call on tensors of a safetensors file, to compare any framework with this one.",
             "lasp attend --input call.safetensors --output result.safetensors --ranks 4",
+            "lasp attend --input call.safetensors --output result.safetensors --attention softmax --softmax-strategy zigzag --ranks 2",
             "lasp attend --input call.safetensors --output result.safetensors --scale 1 --json report.json") { input, output, attention, noCausal, scale };
         common.AddTo(command);
         command.SetAction(parsed =>
         {
             common.CheckAvailable(parsed);
-            if (parsed.GetValue(attention) == "softmax") throw new LaspException("--attention softmax is not available yet; use linear");
+            if (parsed.GetValue(common.DataParallel) is > 1 and int groups) throw new LaspException($"--dp {groups} shares a batch among groups, but attend runs one call; use --ranks alone");
             string path = parsed.GetValue(input)!;
-            CheckFile(path, noCausal: parsed.GetValue(noCausal), parsed.GetValue(common.DType), out bool isF64);
+            CheckFile(path, parsed.GetValue(common.DType), out bool isF64);
             AttendReport report = AttendCall.Run(
                 new AttendOptions
                 {
                     Input = path,
                     Output = parsed.GetValue(output)!,
+                    Attention = parsed.GetValue(attention) == "softmax" ? AttentionKind.Softmax : AttentionKind.Linear,
+                    Causal = !parsed.GetValue(noCausal),
                     Scale = parsed.GetValue(scale),
                     Strategy = common.StrategyOf(parsed),
+                    SoftmaxStrategy = common.SoftmaxStrategyOf(parsed),
                     World = common.WorldOf(parsed, cpuOnly: isF64),
                 },
                 terminal.Cancellation);
-            terminal.Note($"attend: {report.Strategy}, {report.Ranks.Count} {(report.Ranks.Count == 1 ? "rank" : "ranks")} on {report.Device}, {report.DType}, B {report.Batch} N {report.Tokens} H {report.Heads} Hk {report.KeyHeads} D {report.KeyDim} E {report.ValueDim}; wrote {string.Join(", ", report.Written)}");
+            terminal.Note($"attend: {report.Attention.ToString().ToLowerInvariant()} attention, {report.Strategy}, {report.Ranks.Count} {(report.Ranks.Count == 1 ? "rank" : "ranks")} on {report.Device}, {report.DType}, B {report.Batch} N {report.Tokens} H {report.Heads} Hk {report.KeyHeads} D {report.KeyDim} E {report.ValueDim}{(report.Documents is { } documents ? $", {documents} documents" : "")}; wrote {string.Join(", ", report.Written)}");
             JsonReport.Write(Summary(report), parsed.GetValue(common.Json), terminal);
         });
         return command;
     }
 
     /// <summary>What the options say about the file must fit it. F64 runs on the CPU only, so that auto takes the CPU for it.</summary>
-    private static void CheckFile(string path, bool noCausal, string? dtype, out bool isF64)
+    private static void CheckFile(string path, string? dtype, out bool isF64)
     {
         using SafetensorsFile file = SafetensorsFile.Open(path);
-        if (noCausal && file.Contains("log_decay")) throw new LaspException($"{path}: --no-causal with log_decay has no meaning, as a decay needs a direction; leave one of them out");
-        if (noCausal) throw new LaspException("--no-causal is not available yet; attend runs causal attention");
         DType actual = file.Info("q").DType;
         bool fits = dtype switch { "bf16" => actual == DType.BF16, "fp32" => actual == DType.F32, _ => true };
         if (!fits) throw new LaspException($"{path}: --dtype {dtype} does not fit q, which is {actual}; attend computes in the tensors' own type, so leave --dtype out");
@@ -60,6 +62,7 @@ internal static class AttendCommand
     private static object Summary(AttendReport report) => new
     {
         report.Device,
+        Attention = report.Attention.ToString().ToLowerInvariant(),
         report.Strategy,
         Dtype = report.DType.ToString(),
         report.Batch,
@@ -68,6 +71,7 @@ internal static class AttendCommand
         report.KeyHeads,
         report.KeyDim,
         report.ValueDim,
+        report.Documents,
         report.Written,
         report.Ranks,
     };

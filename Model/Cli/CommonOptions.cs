@@ -9,19 +9,20 @@ namespace LaspNative.Cli;
 /// </summary>
 internal sealed class CommonOptions
 {
-    private const string OnlyStrategy = "lasp2";
+    private const string DefaultStrategy = "lasp2";
+    private const string DefaultSoftmaxStrategy = "allgather";
 
     public Option<string?> Device { get; } = OptionKinds.Choice("--device", "Where to compute; auto takes cuda where a GPU and its libraries are usable. [default: auto]", "auto", "cpu", "cuda");
 
-    public Option<int?> Ranks { get; } = OptionKinds.Whole("--ranks", "Sequence-parallel ranks. [default: 1]", "W", 1);
+    public Option<int?> Ranks { get; } = OptionKinds.Whole("--ranks", "Ranks that each sequence is divided among. [default: 1]", "W", 1);
 
     public Option<bool> VirtualRanks { get; } = new("--virtual-ranks") { Description = "Let all ranks share one GPU." };
 
-    public Option<int?> DataParallel { get; } = OptionKinds.Whole("--dp", "Data-parallel groups. [default: 1]", "DP", 1);
+    public Option<int?> DataParallel { get; } = OptionKinds.Whole("--dp", "Groups of such ranks that share the batch: DP x W ranks in all. [default: 1]", "DP", 1);
 
-    public Option<string?> Strategy { get; } = OptionKinds.Choice("--strategy", "How linear layers share the sequence. [default: lasp2]", "lasp1", OnlyStrategy, "zeco", "ring", "ulysses");
+    public Option<string?> Strategy { get; } = OptionKinds.Choice("--strategy", "How linear layers share the sequence. [default: lasp2]", "lasp1", DefaultStrategy, "zeco", "ring", "ulysses");
 
-    public Option<string?> SoftmaxStrategy { get; } = OptionKinds.Choice("--softmax-strategy", "How softmax layers share the sequence.", "allgather", "ring", "zigzag", "ulysses");
+    public Option<string?> SoftmaxStrategy { get; } = OptionKinds.Choice("--softmax-strategy", "How softmax layers share the sequence. [default: allgather]", DefaultSoftmaxStrategy, "allgather-balanced", "ring", "zigzag", "ulysses");
 
     public Option<long?> Seed { get; } = OptionKinds.Whole("--seed", "Seed of everything random. [default: 0]", "SEED", 0L);
 
@@ -39,14 +40,13 @@ internal sealed class CommonOptions
     /// <summary>Throws for what this version does not do, and for a report that could not be written.</summary>
     public void CheckAvailable(ParseResult parsed)
     {
-        if (parsed.GetValue(DataParallel) is > 1 and int groups) throw new LaspException($"--dp {groups} is not available yet; use --ranks to divide the sequence, with --dp 1");
-        if (parsed.GetValue(Strategy) is { } strategy and not OnlyStrategy) throw new LaspException($"--strategy {strategy} is not available yet; use {OnlyStrategy}");
-        if (parsed.GetValue(SoftmaxStrategy) is { } softmax) throw new LaspException($"--softmax-strategy {softmax} is not available yet, as there are no softmax layers; leave it out");
         if (parsed.GetValue(Trace) is not null) throw new LaspException("--trace is not available yet; leave it out");
         JsonReport.Check(parsed.GetValue(Json));
     }
 
-    public SequenceParallel StrategyOf(ParseResult parsed) => SequenceParallel.Parse(parsed.GetValue(Strategy) ?? OnlyStrategy);
+    public SequenceParallel StrategyOf(ParseResult parsed) => SequenceParallel.Parse(parsed.GetValue(Strategy) ?? DefaultStrategy);
+
+    public SoftmaxParallel SoftmaxStrategyOf(ParseResult parsed) => SoftmaxParallel.Parse(parsed.GetValue(SoftmaxStrategy) ?? DefaultSoftmaxStrategy);
 
     /// <summary>How many ranks to run and where.</summary>
     /// <param name="parsed">The command line.</param>

@@ -14,9 +14,10 @@ internal sealed class TrainCommand
     private readonly Option<bool> _listPresets = new("--list-presets") { Description = "List the presets and end." };
     private readonly Option<long?> _sequenceLength = OptionKinds.Whole("--seq-len", "Tokens of one sequence over all ranks.", "N", 1L);
     private readonly Option<int?> _steps = OptionKinds.Whole("--steps", "Steps that the learning-rate schedule spans.", "S", 1);
-    private readonly Option<int?> _batch = OptionKinds.Whole("--batch", "Sequences per step.", "B", 1);
+    private readonly Option<int?> _batch = OptionKinds.Whole("--batch", "Sequences per step, over all data-parallel groups.", "B", 1);
     private readonly Option<double?> _learningRate = OptionKinds.Number("--lr", "Peak learning rate.", "X", 0);
     private readonly Option<int?> _warmup = OptionKinds.Whole("--warmup", "Steps of linear warm-up.", "K", 0);
+    private readonly Option<string?> _layerPattern = OptionKinds.Text("--layer-pattern", "Linear (L) and softmax (N) layers, repeated to the model's depth: LLLN is a 1/4 hybrid. [default: the model's]", "PATTERN");
     private readonly Option<string?> _out = OptionKinds.Text("--out", "Folder of metrics.jsonl and the checkpoints. [default: runs/<preset>]", "DIR");
     private readonly Option<bool> _resume = new("--resume") { Description = "Go on from the newest checkpoint in DIR." };
     private readonly Option<int?> _stopAfter = OptionKinds.Whole("--stop-after", "End after this step with a checkpoint; the schedule still spans --steps.", "K", 1);
@@ -35,6 +36,7 @@ internal sealed class TrainCommand
             "lasp train --data .",
             "lasp train --data docs notes.txt --ranks 4 --steps 200 --out runs/mine",
             "lasp train --data corpus --preset linear-llama3-1b --device cuda --seq-len 32768 --batch 1",
+            "lasp train --data . --layer-pattern LLLN --strategy zeco --softmax-strategy zigzag --ranks 2 --dp 2",
             "lasp train --data . --resume --steps 120");
         foreach (Option option in train.OwnOptions) command.Add(option);
         train._common.AddTo(command);
@@ -49,7 +51,7 @@ internal sealed class TrainCommand
     }
 
     private Option[] OwnOptions =>
-        [_data, _preset, _config, _listPresets, _sequenceLength, _steps, _batch, _learningRate, _warmup, _out, _resume, _stopAfter, _checkpointEvery, _tokenizer];
+        [_data, _preset, _config, _listPresets, _sequenceLength, _steps, _batch, _learningRate, _warmup, _layerPattern, _out, _resume, _stopAfter, _checkpointEvery, _tokenizer];
 
     private int Run(ParseResult parsed)
     {
@@ -76,12 +78,13 @@ internal sealed class TrainCommand
         string? config = parsed.GetValue(_config);
         Preset preset = Preset.Find(parsed.GetValue(_preset) ?? "tiny");
         string name = config is null ? preset.Name : Path.GetFileNameWithoutExtension(config);
+        int groups = parsed.GetValue(_common.DataParallel) ?? 1;
         WorldOptions world = _common.WorldOf(parsed);
         TrainingRecipe recipe = preset.Training;
         return (name, new TrainOptions
         {
             Data = parsed.GetValue(_data)!,
-            Config = config is null ? preset.Config : LinearLlamaConfigJson.ReadFile(config),
+            Config = WithPattern(config is null ? preset.Config : LinearLlamaConfigJson.ReadFile(config), parsed.GetValue(_layerPattern)),
             Recipe = recipe with
             {
                 SequenceLength = parsed.GetValue(_sequenceLength) ?? recipe.SequenceLength,
@@ -93,8 +96,10 @@ internal sealed class TrainCommand
             },
             Output = parsed.GetValue(_out) ?? Path.Combine("runs", name),
             Tokenizer = parsed.GetValue(_tokenizer) ?? "bytes",
-            World = world,
+            World = world with { Ranks = TotalRanks(world.Ranks, groups) },
+            DataParallel = groups,
             Strategy = _common.StrategyOf(parsed),
+            SoftmaxStrategy = _common.SoftmaxStrategyOf(parsed),
             DType = CommonOptions.DTypeOf(parsed.GetValue(_common.DType), world.Device),
             Seed = parsed.GetValue(_common.Seed) ?? 0,
             Resume = parsed.GetValue(_resume),
@@ -102,4 +107,11 @@ internal sealed class TrainCommand
             CheckpointEvery = parsed.GetValue(_checkpointEvery) ?? 0,
         });
     }
+
+    private static LinearLlamaConfig WithPattern(LinearLlamaConfig config, string? pattern) =>
+        pattern is null ? config : config with { LayerTypes = LayerPattern.Parse(pattern, config.NumHiddenLayers) };
+
+    /// <summary>--ranks counts those of one group. Under a launcher, which says how many processes there are, it may be left out.</summary>
+    private static int? TotalRanks(int? ranks, int groups) =>
+        ranks is null && LaunchedRank.FromEnvironment() is not null ? null : checked((ranks ?? 1) * groups);
 }

@@ -30,7 +30,7 @@ internal sealed class TrainingProgress(Terminal terminal, TrainOptions options, 
         _announced = true;
         TrainingRecipe recipe = options.Recipe;
         string device = _gpu?.Name ?? Text($"{Environment.ProcessorCount} cores");
-        terminal.Note(Text($"{name}: {Parameters(options.Config)} parameters, {DTypeName} on {options.World.Device.ToString().ToLowerInvariant()} ({device}), {_ranks} {(_ranks == 1 ? "rank" : "ranks")}{(options.World is { Device: DeviceKind.Cuda, VirtualRanks: true } ? " sharing one GPU" : "")}, {options.Strategy.Name}"));
+        terminal.Note(Text($"{name}: {Parameters(options.Config)} parameters, {DTypeName} on {options.World.Device.ToString().ToLowerInvariant()} ({device}), {Ranks}{(options.World is { Device: DeviceKind.Cuda, VirtualRanks: true } ? " sharing one GPU" : "")}, {Strategies}"));
         terminal.Note(Text($"{recipe.Steps} steps of {recipe.Batch} x {recipe.SequenceLength} tokens, seed {options.Seed}, output in {options.Output}"));
     }
 
@@ -64,8 +64,10 @@ internal sealed class TrainingProgress(Terminal terminal, TrainOptions options, 
         Parameters = options.Config.ParameterCount,
         Device = options.World.Device,
         DeviceName = _gpu?.Name,
-        Ranks = _ranks,
+        Ranks = _ranks / options.DataParallel,
+        options.DataParallel,
         Strategy = options.Strategy.Name,
+        SoftmaxStrategy = options.SoftmaxStrategy.Name,
         Dtype = DTypeName,
         options.Seed,
         SequenceLength = options.Recipe.SequenceLength,
@@ -81,6 +83,15 @@ internal sealed class TrainingProgress(Terminal terminal, TrainOptions options, 
         options.Output,
         result.Checkpoint,
     };
+
+    private string Ranks => options.DataParallel == 1
+        ? Text($"{_ranks} {(_ranks == 1 ? "rank" : "ranks")}")
+        : Text($"{options.DataParallel} groups of {_ranks / options.DataParallel} {(_ranks == options.DataParallel ? "rank" : "ranks")}");
+
+    /// <summary>Of the kinds of layers that the model has.</summary>
+    private string Strategies => string.Join(" and ", ((string?[])[
+        options.Config.HasLayersOf(LayerType.LinearAttention) ? options.Strategy.Name : null,
+        options.Config.HasLayersOf(LayerType.FullAttention) ? options.SoftmaxStrategy.Name : null]).OfType<string>());
 
     private string DTypeName => options.DType == DType.F32 ? "fp32" : "bf16";
 

@@ -124,6 +124,24 @@ public sealed class SafetensorsFile : IDisposable
         return values;
     }
 
+    /// <summary>Elements of one floating-point tensor, from element <paramref name="first"/> on, whatever their type.</summary>
+    internal void ReadDoubles(string name, long first, Span<double> values)
+    {
+        DType dtype = Info(name).DType;
+        var bytes = new byte[values.Length * dtype.Size()];
+        Read(name, first * dtype.Size(), bytes);
+        for (int i = 0; i < values.Length; i++)
+        {
+            values[i] = dtype switch
+            {
+                DType.F64 => MemoryMarshal.Cast<byte, double>(bytes)[i],
+                DType.F32 => MemoryMarshal.Cast<byte, float>(bytes)[i],
+                DType.BF16 => (float)MemoryMarshal.Cast<byte, BF16>(bytes)[i],
+                _ => throw new LaspException($"{Path}: tensor '{name}' is {dtype}; give F64, F32 or BF16"),
+            };
+        }
+    }
+
     /// <summary>Bytes of one tensor from <paramref name="offset"/> within it.</summary>
     internal void Read(string name, long offset, Span<byte> destination)
     {

@@ -1,7 +1,3 @@
-using System.Runtime.InteropServices;
-using LaspNative.Collectives;
-using LaspNative.Runtime;
-
 namespace LaspNative.Model;
 
 /// <summary>
@@ -18,12 +14,18 @@ public sealed class SequenceBatch(int count, int length)
     /// <summary>N: tokens of each.</summary>
     public int Length => length;
 
+    /// <summary>Token ids of all sequences, one after the other.</summary>
+    public ReadOnlySpan<int> AllTokens => _tokens;
+
+    /// <summary>Labels of all sequences, one after the other.</summary>
+    public ReadOnlySpan<int> AllLabels => _labels;
+
     public Span<int> Tokens(int sequence) => _tokens.AsSpan(sequence * length, length);
 
-    /// <summary>The token after each token; negative where none counts.</summary>
+    /// <summary>What the model is to say at each token (the token after it, or the masked one); negative where nothing counts.</summary>
     public Span<int> Labels(int sequence) => _labels.AsSpan(sequence * length, length);
 
-    /// <summary>Labels that count, in the whole batch over all ranks: what the loss is divided by.</summary>
+    /// <summary>Labels that count. Their sum over all groups is what the loss is divided by.</summary>
     public long ValidLabels
     {
         get
@@ -32,20 +34,5 @@ public sealed class SequenceBatch(int count, int length)
             foreach (int label in _labels) valid += label >= 0 ? 1 : 0;
             return valid;
         }
-    }
-
-    /// <summary>A rank's part on its device: token ids [B, C] and labels [B*C]. The caller's.</summary>
-    public (Tensor Ids, Tensor Labels) Shard(SequencePartition partition, int rank, Device device)
-    {
-        int start = checked((int)partition.Start(rank)), chunk = checked((int)partition.Length(rank));
-        return (Upload(_tokens, [count, chunk], start, chunk, device), Upload(_labels, [(long)count * chunk], start, chunk, device));
-    }
-
-    private Tensor Upload(int[] values, Shape shape, int start, int chunk, Device device)
-    {
-        Tensor tensor = Tensor.Empty(shape, DType.I32, device);
-        for (int b = 0; b < count; b++)
-            device.CopyFromHost(MemoryMarshal.AsBytes(values.AsSpan(b * length + start, chunk)), tensor.Pointer + (nint)b * chunk * sizeof(int));
-        return tensor;
     }
 }

@@ -10,7 +10,7 @@ internal sealed class LinearLlamaBlock : IDisposable
 {
     private readonly LinearLlamaConfig _config;
     private readonly Variable? _inputNorm;
-    private readonly LinearAttentionLayer _attention;
+    private readonly AttentionLayer _attention;
     private readonly Variable? _postAttentionNorm;
     private readonly Variable _gateProj;
     private readonly Variable _upProj;
@@ -21,7 +21,9 @@ internal sealed class LinearLlamaBlock : IDisposable
         _config = config;
         string prefix = $"model.layers.{layer}.";
         _inputNorm = parameters.NormWeight(prefix + "input_layernorm.weight", config.HiddenSize, config.Norm);
-        _attention = new LinearAttentionLayer(config, layer, prefix + "self_attn.", parameters, device, dtype);
+        _attention = config.LayerTypeOf(layer) == LayerType.LinearAttention
+            ? new LinearAttentionLayer(config, layer, prefix + "self_attn.", parameters, device, dtype)
+            : new FullAttentionLayer(config, prefix + "self_attn.", parameters);
         _postAttentionNorm = parameters.NormWeight(prefix + "post_attention_layernorm.weight", config.HiddenSize, config.Norm);
         _gateProj = parameters.Matrix(prefix + "mlp.gate_proj.weight", config.IntermediateSize, config.HiddenSize);
         _upProj = parameters.Matrix(prefix + "mlp.up_proj.weight", config.IntermediateSize, config.HiddenSize);

@@ -8,7 +8,7 @@ public enum LayerType
     /// <summary>A recurrent state of D x E per head, sequence-parallel by its affine maps.</summary>
     LinearAttention,
 
-    /// <summary>Standard softmax attention over all earlier tokens.</summary>
+    /// <summary>Standard softmax attention with rotary positions.</summary>
     FullAttention,
 }
 
@@ -76,6 +76,12 @@ public sealed record LinearLlamaConfig
     /// <summary>One entry per layer; empty means that every layer is linear.</summary>
     public IReadOnlyList<LayerType> LayerTypes { get; init; } = [];
 
+    /// <summary>Whether a token sees only itself and earlier ones; otherwise all tokens, and the model is trained to fill in masked ones.</summary>
+    public bool IsDecoder { get; init; } = true;
+
+    /// <summary>The token that stands for a masked one; only for a model that is no decoder.</summary>
+    public int? MaskTokenId { get; init; }
+
     public FeatureMap FeatureMap { get; init; } = FeatureMap.Silu;
 
     /// <summary>Whether the heads' normed output is multiplied by silu of a gate projection.</summary>
@@ -102,6 +108,8 @@ public sealed record LinearLlamaConfig
 
     public LayerType LayerTypeOf(int layer) => LayerTypes.Count == 0 ? LayerType.LinearAttention : LayerTypes[layer];
 
+    public bool HasLayersOf(LayerType type) => Enumerable.Range(0, NumHiddenLayers).Any(i => LayerTypeOf(i) == type);
+
     /// <summary>Throws a <see cref="LaspException"/> that names the first value no model can have.</summary>
     public void Validate()
     {
@@ -121,7 +129,10 @@ public sealed record LinearLlamaConfig
         if (!(InitializerRange >= 0)) throw new LaspException($"initializer_range is {InitializerRange}; it must be 0 or more");
         if (LayerTypes.Count != 0 && LayerTypes.Count != NumHiddenLayers)
             throw new LaspException($"layer_types names {LayerTypes.Count} layers but num_hidden_layers is {NumHiddenLayers}; give one entry per layer");
-        if (HeadWidth % 2 != 0 && LinearRope) throw new LaspException($"a head width of {HeadWidth} is odd; linear_rope rotates pairs, so head_dim must be even");
+        if (HeadWidth % 2 != 0 && (LinearRope || LayerTypes.Contains(LayerType.FullAttention)))
+            throw new LaspException($"a head width of {HeadWidth} is odd; {(LinearRope ? "linear_rope" : "full_attention")} rotates pairs, so head_dim must be even");
+        if (!IsDecoder && Decay != DecayRule.None) throw new LaspException("is_decoder is false, but a decay needs a direction; set decay to \"none\"");
+        if (MaskTokenId < 0 || MaskTokenId >= VocabSize) throw new LaspException($"mask_token_id is {MaskTokenId}; it must lie between 0 and vocab_size - 1, {VocabSize - 1}");
     }
 
     private static void RequirePositive(int value, string key)
@@ -158,10 +169,17 @@ public sealed record LinearLlamaConfig
     }
 
     /// <summary>
-    /// Floating-point operations of forward and backward per token: 6 per parameter, and 3 x H x (4 x 64 x D + 4 x D x D) per linear layer
-    /// (products inside sub-chunks of 64 tokens, and with the state). The convention by which training speeds are compared.
+    /// Floating-point operations of forward and backward per token of a sequence: 6 per parameter; per linear layer 3 H (4 x 64 D + 4 D D), products inside sub-chunks of 64 tokens
+    /// (none without a mask) and with the state; per softmax layer 3 H 4 N D, halved where a token sees only earlier ones. The convention by which training speeds are compared.
     /// </summary>
-    public double FlopsPerToken => 6.0 * ParameterCount + 3.0 * NumHiddenLayers * NumAttentionHeads * (4.0 * 64 * HeadWidth + 4.0 * HeadWidth * HeadWidth);
+    /// <param name="sequenceLength">N.</param>
+    public double FlopsPerToken(long sequenceLength)
+    {
+        double linear = (IsDecoder ? 4.0 * 64 * HeadWidth : 0) + 4.0 * HeadWidth * HeadWidth;
+        double softmax = 4.0 * sequenceLength * HeadWidth * (IsDecoder ? 0.5 : 1);
+        double perHead = Enumerable.Range(0, NumHiddenLayers).Sum(i => LayerTypeOf(i) == LayerType.LinearAttention ? linear : softmax);
+        return 6.0 * ParameterCount + 3.0 * NumAttentionHeads * perHead;
+    }
 
     public bool Equals(LinearLlamaConfig? other) => other is not null && LinearLlamaConfigJson.Write(this) == LinearLlamaConfigJson.Write(other);
 

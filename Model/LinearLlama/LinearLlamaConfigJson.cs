@@ -48,6 +48,7 @@ public static class LinearLlamaConfigJson
             ["tie_word_embeddings"] = config.TieWordEmbeddings,
             ["initializer_range"] = config.InitializerRange,
             ["layer_types"] = new JsonArray([.. Enumerable.Range(0, config.NumHiddenLayers).Select(i => JsonValue.Create(NameOf(s_layerTypes, config.LayerTypeOf(i))))]),
+            ["is_decoder"] = config.IsDecoder,
             ["feature_map"] = NameOf(s_featureMaps, config.FeatureMap),
             ["output_gate"] = config.OutputGate,
             ["linear_rope"] = config.LinearRope,
@@ -55,6 +56,7 @@ public static class LinearLlamaConfigJson
             ["decay"] = NameOf(s_decays, config.Decay != DecayRule.None),
         };
         if (config.Decay != DecayRule.None) json["decay_rule"] = NameOf(s_decayRules, config.Decay);
+        if (config.MaskTokenId is { } mask) json["mask_token_id"] = mask;
         return json.ToJsonString(s_indented);
     }
 
@@ -93,6 +95,8 @@ public static class LinearLlamaConfigJson
             TieWordEmbeddings = fields.Flag("tie_word_embeddings") ?? defaults.TieWordEmbeddings,
             InitializerRange = fields.Number("initializer_range") ?? defaults.InitializerRange,
             LayerTypes = fields.Choices("layer_types", s_layerTypes) ?? defaults.LayerTypes,
+            IsDecoder = fields.Flag("is_decoder") ?? defaults.IsDecoder,
+            MaskTokenId = fields.Integer("mask_token_id"),
             FeatureMap = fields.Choice("feature_map", s_featureMaps) ?? defaults.FeatureMap,
             OutputGate = fields.Flag("output_gate") ?? defaults.OutputGate,
             LinearRope = fields.Flag("linear_rope") ?? defaults.LinearRope,

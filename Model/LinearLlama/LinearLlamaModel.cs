@@ -14,14 +14,11 @@ public sealed class LinearLlamaModel : IDisposable
     private readonly Variable? _norm;
     private readonly Variable _lmHead;
 
-    /// <summary>
-    /// Builds the model with initial weights of this seed. Throws <see cref="LaspException"/> for a configuration that no model can have,
-    /// or that has layers which are not available.
-    /// </summary>
+    /// <summary>Builds the model with initial weights of this seed. Throws <see cref="LaspException"/> for a configuration that no model can have.</summary>
     public LinearLlamaModel(LinearLlamaConfig config, Device device, DType dtype, ulong seed)
     {
         ArgumentNullException.ThrowIfNull(config);
-        RequireAvailable(config);
+        config.Validate();
         Config = config;
         DType = dtype;
         _parameters = new ModelParameters(device, dtype, seed, config.InitializerRange);
@@ -48,15 +45,6 @@ public sealed class LinearLlamaModel : IDisposable
 
     /// <summary>The initial value of a parameter in fp32, before it was rounded to the model's type: what an optimizer's master weights start from. The caller's.</summary>
     public Tensor InitialValue(NamedParameter parameter) => _parameters.ExactValue(parameter.Name, parameter.Variable.Shape);
-
-    /// <summary>Throws <see cref="LaspException"/> when the configuration is invalid or needs layers that do not exist here.</summary>
-    public static void RequireAvailable(LinearLlamaConfig config)
-    {
-        config.Validate();
-        for (int i = 0; i < config.NumHiddenLayers; i++)
-            if (config.LayerTypeOf(i) != LayerType.LinearAttention)
-                throw new LaspException($"layer {i} is full_attention, and softmax layers are not available yet; use a model whose layers are all linear_attention, such as linear-llama3-1b");
-    }
 
     /// <summary>
     /// This rank's part of the loss, [1]: the sum of its tokens' losses / <paramref name="normalizer"/>. The sum over the group's ranks is the loss.

@@ -45,6 +45,9 @@ public static class Presets
         HiddenAct = GateActivation.Identity,
     };
 
+    // The bytes and one token for a masked one. Attention without a mask knows no order, so positions come from the rotation.
+    private static readonly LinearLlamaConfig s_roberta = new() { VocabSize = 257, IsDecoder = false, MaskTokenId = 256, LinearRope = true, HeadNormEps = 1 };
+
     public static IReadOnlyList<Preset> All { get; } =
     [
         new("tiny", "learns bytes on a CPU in under a minute", new LinearLlamaConfig { Decay = DecayRule.Lightning, HeadNormEps = 1 },
@@ -57,6 +60,7 @@ public static class Presets
         new("tnl-0.4b-test", "the same in small", Small(s_tnl), s_test),
         new("tnl-1b", "TransNormerLLM", s_tnl with { HiddenSize = 2048, NumHiddenLayers = 16, NumAttentionHeads = 16, IntermediateSize = 5632 }, s_lasp),
         new("tnl-1b-test", "the same in small", Small(s_tnl) with { HiddenSize = 128, NumAttentionHeads = 8 }, s_test),
+        new("roberta-tiny", "a masked language model: bidirectional, learns to fill in bytes", s_roberta, new(256, 8, 60, 2e-3, 2e-4, 10, 0.01, 0.9, 0.98, 1.0)),
     ];
 
     private static LinearLlamaConfig Small(LinearLlamaConfig config) => config with
@@ -72,6 +76,6 @@ public static class Presets
 
     private static LinearLlamaConfig Hybrid4(LinearLlamaConfig config) => config with
     {
-        LayerTypes = [.. Enumerable.Range(0, config.NumHiddenLayers).Select(i => i % 4 == 3 ? LayerType.FullAttention : LayerType.LinearAttention)],
+        LayerTypes = LayerPattern.Parse("LLLN", config.NumHiddenLayers),
     };
 }

@@ -20,7 +20,14 @@ public sealed record TrainOptions
 
     public WorldOptions World { get; init; } = new(DeviceKind.Cpu);
 
+    /// <summary>Groups among which the batch is divided; each divides its sequences among world size / DataParallel ranks.</summary>
+    public int DataParallel { get; init; } = 1;
+
+    /// <summary>Of the linear layers.</summary>
     public SequenceParallel Strategy { get; init; } = Lasp2.Default;
+
+    /// <summary>Of the softmax layers.</summary>
+    public SoftmaxParallel SoftmaxStrategy { get; init; } = SoftmaxAllGather.Default;
 
     /// <summary>Type of parameters and activations; optimizer states are fp32 (fp64) in any case.</summary>
     public DType DType { get; init; } = DType.F32;
@@ -47,11 +54,22 @@ public sealed record TrainOptions
     public void Validate()
     {
         Recipe.Validate();
-        LinearLlamaModel.RequireAvailable(Config);
+        Config.Validate();
         if (!DType.IsFloat()) throw new LaspException($"a model cannot compute in {DType}; use fp32 or bf16");
         if (StopAfter < 1) throw new LaspException($"the run is to stop after step {StopAfter}; steps count from 1");
         if (CheckpointEvery < 0) throw new LaspException($"a checkpoint every {CheckpointEvery} steps is not possible; use 0 for one at the end only");
+        if (DataParallel < 1) throw new LaspException($"{DataParallel} data-parallel groups cannot be; use 1 or more");
+        if (Recipe.Batch % DataParallel != 0) throw new LaspException($"a batch of {Recipe.Batch} cannot be divided among {DataParallel} data-parallel groups; make --batch a multiple of --dp");
         int vocabulary = LaspNative.Model.Tokenizer.Parse(Tokenizer).VocabularySize;
         if (vocabulary > Config.VocabSize) throw new LaspException($"tokenizer '{Tokenizer}' has {vocabulary} tokens but the model's vocab_size is {Config.VocabSize}; use a config with vocab_size {vocabulary} or more");
+        if (!Config.IsDecoder) ValidateMasking(vocabulary);
+    }
+
+    private void ValidateMasking(int vocabulary)
+    {
+        if (Config.MaskTokenId is not { } mask) throw new LaspException($"is_decoder is false, so the model learns to fill in masked tokens; give mask_token_id, such as {vocabulary}");
+        if (mask < vocabulary) throw new LaspException($"mask_token_id {mask} is a token of '{Tokenizer}'; use {vocabulary} or more, and a vocab_size above it");
+        if (Strategy is not (Lasp2 or Serial) && Config.HasLayersOf(LayerType.LinearAttention))
+            throw new LaspException($"strategy {Strategy.Name} is causal, but the model's is_decoder is false; use lasp2");
     }
 }

@@ -6,8 +6,7 @@ using LaspNative.Runtime;
 namespace LaspNative.Model;
 
 /// <summary>
-/// Training on one rank. All ranks hold the same parameters and the same global batch, compute on their own chunk of every sequence, and take the same step:
-/// the loss is the sum of token losses over all ranks / the global number of labels, so the gradient is the plain sum of the ranks' gradients.
+/// Training on one rank of DP x SP. All ranks hold the same parameters, learn the same loss and the same gradient (<see cref="GlobalStep"/>), and take the same step.
 /// </summary>
 internal sealed class Trainer : IDisposable
 {
@@ -15,25 +14,44 @@ internal sealed class Trainer : IDisposable
     private readonly RankContext _rank;
     private readonly ITrainingListener? _listener;
     private readonly TokenStream _stream;
-    private readonly BatchSampler _sampler;
+    private readonly int _groupBatch;
+    private readonly BatchSampler? _sampler;
     private readonly LearningRateSchedule _schedule;
-    private readonly WaitMeter? _meter;
-    private readonly SequenceContext _sequence;
+    private readonly ProcessMesh _mesh;
+    private readonly List<WaitMeter> _meters = [];
     private readonly LinearLlamaModel _model;
     private readonly AdamW _optimizer;
-    private readonly GradientSynchronizer _gradients;
+    private readonly GlobalStep _step;
 
     public Trainer(TrainOptions options, TokenStream stream, RankContext rank, ITrainingListener? listener)
     {
         (_options, _stream, _rank, _listener) = (options, stream, rank, listener);
         TrainingRecipe recipe = options.Recipe;
-        _sampler = new BatchSampler(stream, unchecked((ulong)options.Seed), recipe.Batch, recipe.SequenceLength);
         _schedule = new LearningRateSchedule(recipe);
-        _meter = rank.Device.Kind == DeviceKind.Cpu ? new WaitMeter(rank.World) : null;
-        _sequence = new SequenceContext(_meter ?? rank.World, options.Strategy, new SequencePartition(recipe.SequenceLength, rank.Size));
+        _mesh = new ProcessMesh(rank.World, options.DataParallel, rank.Size / options.DataParallel);
+        _groupBatch = recipe.Batch / options.DataParallel;
+        _sampler = _mesh.SpRank == SequenceScatter.Source ? SamplerOfGroup(_mesh.DpRank) : null;
         _model = new LinearLlamaModel(options.Config, rank.Device, options.DType, unchecked((ulong)options.Seed));
         _optimizer = new AdamW(_model.Parameters, new AdamWOptions { Beta1 = recipe.Beta1, Beta2 = recipe.Beta2, WeightDecay = recipe.WeightDecay }, _model.InitialValue);
-        _gradients = new GradientSynchronizer(_model.Parameters, _sequence.Group);
+        var sequence = new SequenceContext(Metered(_mesh.SequenceParallel), options.Strategy, options.SoftmaxStrategy, new SequencePartition(recipe.SequenceLength, _mesh.SpSize));
+        _step = new GlobalStep(_model, Metered(_mesh.World), sequence);
+    }
+
+    private BatchSampler SamplerOfGroup(int group)
+    {
+        ulong seed = unchecked((ulong)_options.Seed);
+        int vocabulary = Tokenizer.Parse(_options.Tokenizer).VocabularySize;
+        TokenMasking? masking = _options.Config.IsDecoder ? null : new TokenMasking(seed, _options.Config.MaskTokenId!.Value, vocabulary);
+        return new BatchSampler(_stream, seed, _groupBatch, _options.Recipe.SequenceLength, first: group * _groupBatch, masking);
+    }
+
+    /// <summary>The communicator, with its waits measured where they block: on the CPU.</summary>
+    private ICommunicator Metered(ICommunicator communicator)
+    {
+        if (_rank.Device.Kind != DeviceKind.Cpu) return communicator;
+        var meter = new WaitMeter(communicator);
+        _meters.Add(meter);
+        return meter;
     }
 
     /// <summary>Trains to the last step or until cancelled, and leaves a checkpoint.</summary>
@@ -59,9 +77,8 @@ internal sealed class Trainer : IDisposable
     private (StepRecord Record, bool Cancelled) Step(long step)
     {
         long start = Stopwatch.GetTimestamp();
-        (double loss, bool cancelled) = ForwardBackward(_sampler.Sample(step));
+        (double loss, bool cancelled) = _step.Run(_sampler?.Sample(step), _groupBatch, _rank.Cancellation.IsCancellationRequested);
         if (!double.IsFinite(loss)) throw new LaspException($"the loss is {loss} at step {step}; lower the learning rate ({_options.Recipe.LearningRate}) or go on from an earlier checkpoint");
-        _gradients.Sum();
         double squaredNorm = _optimizer.GlobalSquaredNorm();
         double rate = _schedule[step];
         _optimizer.Step(rate, GradientClipping.Factor(squaredNorm, _options.Recipe.ClipNorm));
@@ -74,39 +91,11 @@ internal sealed class Trainer : IDisposable
             Math.Sqrt(squaredNorm),
             rate,
             tokensPerSecond,
-            tokensPerSecond * _options.Config.FlopsPerToken / 1e12,
+            tokensPerSecond * _options.Config.FlopsPerToken(_options.Recipe.SequenceLength) / 1e12,
             _rank.Device.Memory.Peak,
-            _meter?.TakeWaited().TotalSeconds / seconds,
+            _meters.Count > 0 ? _meters.Sum(m => m.TakeWaited().TotalSeconds) / seconds : null,
             seconds);
         return (record, cancelled);
-    }
-
-    /// <summary>Leaves this rank's gradients at the parameters. Returns the loss over all ranks, and whether any rank was told to stop.</summary>
-    private (double Loss, bool Cancelled) ForwardBackward(SequenceBatch batch)
-    {
-        using var tape = new Tape();
-        (Tensor ids, Tensor labels) = batch.Shard(_sequence.Partition, _rank.Rank, _rank.Device);
-        using (labels)
-        {
-            using Variable input = tape.Constant(ids);
-            using Variable loss = _model.Loss(input, labels, Math.Max(1, batch.ValidLabels), _sequence);
-            using Tensor totals = LossAndStop(loss.Value);
-            CommunicationWork reduced = _sequence.Group.AllReduce(totals);
-            loss.Backward();
-            reduced.Wait();
-            double[] values = totals.ToDoubles();
-            return (values[0], values[1] > 0);
-        }
-    }
-
-    /// <summary>[this rank's loss, 1 if it was told to stop]: summed over ranks, both say the same to everybody.</summary>
-    private Tensor LossAndStop(Tensor loss)
-    {
-        double stop = _rank.Cancellation.IsCancellationRequested ? 1 : 0;
-        Tensor totals = loss.DType == DType.F64 ? Tensor.FromSpan([0.0, stop], [2], _rank.Device) : Tensor.FromSpan([0f, (float)stop], [2], _rank.Device);
-        using Tensor first = totals.Slice(0, 1);
-        _rank.Device.Backend.AddScaled(loss, 1, first);
-        return totals;
     }
 
     private TrainerState StateAt(long step) => new()
@@ -120,8 +109,10 @@ internal sealed class Trainer : IDisposable
         Recipe = _options.Recipe,
         DType = _options.DType,
         Device = _rank.Device.Kind.ToString(),
-        Ranks = _rank.Size,
+        Ranks = _mesh.SpSize,
+        DataParallel = _options.DataParallel,
         Strategy = _options.Strategy.Name,
+        SoftmaxStrategy = _options.SoftmaxStrategy.Name,
     };
 
     /// <summary>Rank 0 writes; the others go on when it has.</summary>
@@ -149,8 +140,9 @@ internal sealed class Trainer : IDisposable
 
     public void Dispose()
     {
-        _gradients.Dispose();
+        _step.Dispose();
         _optimizer.Dispose();
         _model.Dispose();
+        _mesh.Dispose();
     }
 }

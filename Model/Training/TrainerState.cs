@@ -1,5 +1,6 @@
 using System.Text.Json;
 using System.Text.Json.Serialization;
+using LaspNative.Collectives;
 using LaspNative.Runtime;
 
 namespace LaspNative.Model;
@@ -37,7 +38,12 @@ internal sealed record TrainerState
 
     public required int Ranks { get; init; }
 
+    /// <summary>Data-parallel groups.</summary>
+    public int DataParallel { get; init; } = 1;
+
     public required string Strategy { get; init; }
+
+    public string SoftmaxStrategy { get; init; } = SoftmaxAllGather.Default.Name;
 
     public string ToJson() => JsonSerializer.Serialize(this, s_json);
 
@@ -66,6 +72,8 @@ internal sealed record TrainerState
         if (saved.DType != DType) yield return $"the checkpoint was trained in {saved.DType}, this run computes in {DType}";
         if (saved.Device != Device) yield return $"the checkpoint was trained on {saved.Device}, this run is on {Device}";
         if (saved.Ranks != Ranks) yield return $"the checkpoint was trained on {saved.Ranks} ranks, this run has {Ranks}";
+        if (saved.DataParallel != DataParallel) yield return $"the checkpoint was trained by {saved.DataParallel} data-parallel groups, this run has {DataParallel}";
         if (saved.Strategy != Strategy) yield return $"the checkpoint was trained with {saved.Strategy}, this run uses {Strategy}";
+        if (saved.SoftmaxStrategy != SoftmaxStrategy) yield return $"the checkpoint's softmax layers were trained with {saved.SoftmaxStrategy}, this run uses {SoftmaxStrategy}";
     }
 }

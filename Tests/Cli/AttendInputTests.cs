@@ -37,14 +37,15 @@ public sealed class AttendInputTests : IDisposable
         { "q:F32:1,4,2,257 k:F32:1,4,2,257", "D = 257" },
         { "v:F32:1,4,2,300", "E = 300" },
         { "q:F32:1,0,2,8 k:F32:1,0,2,8 v:F32:1,0,2,8", "at least 1 token" },
-        { "log_decay:F32:3", "log_decay has shape [3]; here it is [2]" },
-        { "log_decay:F32:1,4,2", "one per token, is not available yet" },
-        { "log_decay:F32:1,4,2,8", "one per token and channel, is not available yet" },
+        { "log_decay:F32:3", "log_decay has shape [3]; here it is [2] per head" },
+        { "log_decay:F32:1,4,2,9", "log_decay has shape [1, 4, 2, 9]; here it is [2] per head, [1, 4, 2] per token or [1, 4, 2, 8] per token and channel" },
         { "log_decay:I32:2", "log_decay is I32" },
         { "initial_state:F32:1,2,8,9", "initial_state has shape [1, 2, 8, 9]; here it is [B, H, D, E] = [1, 2, 8, 8]" },
         { "do:F32:1,4,2,8 d_final_state:F32:2,8,8", "d_final_state has shape [2, 8, 8]" },
         { "d_final_state:F32:1,2,8,8", "d_final_state is there but do is not" },
-        { "cu_seqlens:I64:3", "cu_seqlens (packed documents) is not available yet" },
+        { "cu_seqlens:I32:3", "cu_seqlens is I32 [3]; it is I64 [n+1]" },
+        { "cu_seqlens:I64:3,1", "cu_seqlens is I64 [3, 1]; it is I64 [n+1]" },
+        { "q:F32:2,4,2,8 k:F32:2,4,2,8 v:F32:2,4,2,8 cu_seqlens:I64:2", "the batch is 2; put the rows one after another" },
     };
 
     [Theory]
@@ -64,6 +65,38 @@ public sealed class AttendInputTests : IDisposable
         AssertRefused(expected);
     }
 
+    [Theory]
+    [InlineData("1,4", "cu_seqlens starts with 0")]
+    [InlineData("0", "cu_seqlens starts with 0")]
+    [InlineData("0,3", "cu_seqlens ends at 3, but there are 4 tokens")]
+    [InlineData("0,5", "cu_seqlens ends at 5, but there are 4 tokens")]
+    [InlineData("0,2,2,4", "cu_seqlens must increase: entry 2 is 2 after 2")]
+    [InlineData("0,3,2,4", "cu_seqlens must increase: entry 2 is 2 after 3")]
+    public void Boundaries_of_documents_that_do_not_fit_are_refused(string boundaries, string expected)
+    {
+        long[] values = [.. boundaries.Split(',').Select(long.Parse)];
+        Write("q:F32:1,4,2,8 k:F32:1,4,2,8 v:F32:1,4,2,8", ("cu_seqlens", Tensor.FromSpan(values, [values.Length], _device)));
+        AssertRefused(expected);
+        AssertRefused(expected, "--attention", "softmax");
+    }
+
+    [Fact]
+    public void A_state_per_document_is_asked_for()
+    {
+        Write("q:F32:1,4,2,8 k:F32:1,4,2,8 v:F32:1,4,2,8 initial_state:F32:1,2,8,8", ("cu_seqlens", Tensor.FromSpan([0L, 1, 4], [3], _device)));
+        AssertRefused("initial_state has shape [1, 2, 8, 8]; here it is [n, H, D, E] = [2, 2, 8, 8]");
+    }
+
+    [Fact]
+    public void A_decay_per_token_that_is_not_finite_is_refused_with_its_place()
+    {
+        float[] decay = new float[8];
+        decay[5] = float.NaN;
+        Write("q:F32:1,4,2,8 k:F32:1,4,2,8 v:F32:1,4,2,8", ("log_decay", Tensor.FromSpan(decay, [1, 4, 2], _device)));
+        AssertRefused("log_decay of token 2, head 1 is NaN; it must be finite");
+        AssertRefused("log_decay of token 2, head 1 is NaN; it must be finite", "--ranks", "3");
+    }
+
     [Fact]
     public void Options_that_do_not_fit_the_file_are_refused()
     {
@@ -71,8 +104,13 @@ public sealed class AttendInputTests : IDisposable
         AssertRefused("--no-causal with log_decay has no meaning", "--no-causal");
         AssertRefused("--dtype bf16 does not fit q, which is F32", "--dtype", "bf16");
         Write("q:F32:1,4,2,8 k:F32:1,4,2,8 v:F32:1,4,2,8");
-        AssertRefused("--no-causal is not available yet", "--no-causal");
+        AssertRefused("lasp1", "--no-causal", "--strategy", "lasp1", "--ranks", "2");
+        AssertRefused("--dp 2 shares a batch among groups", "--dp", "2");
+        AssertRefused("2", "--strategy", "ulysses", "--ranks", "4");
         AssertRefused("cannot be written", "--output", PathOf("no/folder/out"));
+        Write("q:F32:1,4,2,8 k:F32:1,4,2,8 v:F32:1,4,2,8 initial_state:F32:1,2,8,8");
+        AssertRefused("initial_state belongs to linear attention", "--attention", "softmax");
+        AssertRefused("ring", "--strategy", "ring", "--ranks", "2");
         Write("q:F64:1,4,2,8 k:F64:1,4,2,8 v:F64:1,4,2,8");
         AssertRefused("q is F64, which runs on the cpu only", "--device", "cuda");
     }

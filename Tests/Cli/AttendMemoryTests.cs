@@ -18,7 +18,7 @@ public class AttendMemoryTests
         using (SafetensorsFile file = SafetensorsFile.Open(input))
         using (var host = new CpuDevice(threads: 1))
         {
-            var inputs = new AttendInputs(file);
+            var inputs = new AttendInputs(file, AttentionKind.Linear, causal: true);
             using var outputs = new AttendOutputs(inputs, ranks: 3, host);
             World.Run(new WorldOptions(DeviceKind.Cpu, Ranks: 3), rank =>
             {

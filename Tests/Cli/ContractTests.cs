@@ -49,6 +49,8 @@ public sealed class ContractTests : IDisposable
     [InlineData("train --data . --device gpu", "--device is 'gpu'; use auto, cpu, cuda")]
     [InlineData("train --data . --dtype fp16", "--dtype is 'fp16'; use bf16, fp32")]
     [InlineData("train --data . --strategy fastest", "--strategy is 'fastest'; use lasp1, lasp2, zeco, ring, ulysses")]
+    [InlineData("train --data . --softmax-strategy fastest", "--softmax-strategy is 'fastest'; use allgather, allgather-balanced, ring, zigzag, ulysses")]
+    [InlineData("train --data . --dp 0", "--dp is '0'")]
     [InlineData("train --data . --preset tiny --config x.json", "--preset and --config are both given")]
     [InlineData("attend --output x", "Option '--input' is required")]
     [InlineData("attend --input x", "Option '--output' is required")]
@@ -66,15 +68,14 @@ public sealed class ContractTests : IDisposable
     [InlineData("train --data . --preset nope", "unknown preset 'nope'; use one of tiny,")]
     [InlineData("train --data . --config /no/such.json", "configuration /no/such.json")]
     [InlineData("train --data . --tokenizer bpe.json", "tokenizer 'bpe.json' is not available; use bytes")]
-    [InlineData("train --data . --dp 2", "--dp 2 is not available yet")]
-    [InlineData("train --data . --strategy ring", "--strategy ring is not available yet; use lasp2")]
-    [InlineData("train --data . --softmax-strategy allgather", "--softmax-strategy allgather is not available yet")]
+    [InlineData("train --data . --dp 3", "a batch of 8 cannot be divided among 3 data-parallel groups; make --batch a multiple of --dp")]
+    [InlineData("train --data . --layer-pattern LLX", "layer pattern 'LLX'")]
+    [InlineData("train --data . --layer-pattern LLLLN", "names 5 layers but the model has 4")]
+    [InlineData("train --data . --preset roberta-tiny --strategy lasp1", "strategy lasp1 is causal")]
     [InlineData("train --data . --trace t.json", "--trace is not available yet")]
     [InlineData("train --data . --json /no/such/place/report.json", "there is no folder /no/such/place")]
-    [InlineData("train --data . --preset linear-llama3-1b-hybrid4", "softmax layers are not available yet")]
     [InlineData("attend --input /no/such/file --output y", "/no/such/file: no such file")]
-    [InlineData("attend --input x --output y --strategy zeco", "--strategy zeco is not available yet; use lasp2")]
-    [InlineData("attend --input x --output y --attention softmax", "--attention softmax is not available yet; use linear")]
+    [InlineData("attend --input x --output y --dp 2", "--dp 2 shares a batch among groups, but attend runs one call")]
     public void What_cannot_be_done_is_exit_code_1_and_one_line(string line, string expected) => AssertRefused(1, line, expected);
 
     [Fact]
@@ -96,6 +97,20 @@ public sealed class ContractTests : IDisposable
         using JsonDocument second = JsonDocument.Parse(File.ReadAllText(PathOf("report.json")));
         Assert.Equal(losses[^1], second.RootElement.GetProperty("last_loss").GetDouble(), 2e-3);
         Assert.Equal(2, second.RootElement.GetProperty("ranks").GetInt32());
+    }
+
+    [Fact]
+    public void Groups_of_ranks_train_a_hybrid_as_one_rank_does()
+    {
+        File.WriteAllText(PathOf("text.txt"), string.Concat(Enumerable.Repeat("the quick brown fox jumps over the lazy dog. ", 40)));
+        string[] args = ["train", "--data", PathOf("text.txt"), "--preset", "linear-llama3-1b-test", "--layer-pattern", "LN", "--steps", "3", "--seq-len", "50", "--batch", "4", "--device", "cpu", "--out"];
+        LaspRun one = Lasp.Run([.. args, PathOf("one")]), grid = Lasp.Run([.. args, PathOf("grid"), "--ranks", "2", "--dp", "2", "--strategy", "zeco", "--softmax-strategy", "zigzag"]);
+        Assert.True(one.ExitCode == 0 && grid.ExitCode == 0, one.Error + grid.Error);
+        JsonElement expected = JsonDocument.Parse(one.Output).RootElement, actual = JsonDocument.Parse(grid.Output).RootElement;
+        Assert.Equal(expected.GetProperty("last_loss").GetDouble(), actual.GetProperty("last_loss").GetDouble(), 1e-4);
+        Assert.Equal((2, 2), (actual.GetProperty("ranks").GetInt32(), actual.GetProperty("data_parallel").GetInt32()));
+        Assert.Equal(("zeco", "zigzag"), (actual.GetProperty("strategy").GetString(), actual.GetProperty("softmax_strategy").GetString()));
+        Assert.Contains("2 groups of 2 ranks, zeco and zigzag", grid.Error, StringComparison.Ordinal);
     }
 
     [Fact]

@@ -39,15 +39,33 @@ public class LinearLlamaConfigTests
             LayerTypes = [LayerType.FullAttention, LayerType.LinearAttention],
             FeatureMap = FeatureMap.Identity,
             OutputGate = false,
+            IsDecoder = false,
+            MaskTokenId = 299,
             LinearRope = true,
-            Decay = DecayRule.Retention,
             Norm = NormKind.SimpleRms,
             HiddenAct = GateActivation.Identity,
         };
         LinearLlamaConfig read = LinearLlamaConfigJson.Parse(LinearLlamaConfigJson.Write(config));
         Assert.Equal(config.LayerTypes, read.LayerTypes);
         Assert.Equal(config with { LayerTypes = [] }, read with { LayerTypes = [] });
+        LinearLlamaConfig decaying = config with { IsDecoder = true, MaskTokenId = null, Decay = DecayRule.Retention };
+        Assert.Equal(decaying, LinearLlamaConfigJson.Parse(LinearLlamaConfigJson.Write(decaying)));
     }
+
+    [Theory]
+    [InlineData("LLLN", 8, "LLLNLLLN")]
+    [InlineData("LN", 5, "LNLNL")]
+    [InlineData("N", 2, "NN")]
+    [InlineData("L", 1, "L")]
+    public void A_layer_pattern_is_repeated_to_the_models_depth(string pattern, int layers, string expected) =>
+        Assert.Equal(expected, string.Concat(LayerPattern.Parse(pattern, layers).Select(t => t == LayerType.LinearAttention ? 'L' : 'N')));
+
+    [Theory]
+    [InlineData("", "layer pattern ''")]
+    [InlineData("LLX", "layer pattern 'LLX'")]
+    [InlineData("LLLN", "names 4 layers but the model has 3")]
+    public void A_layer_pattern_that_fits_no_model_is_refused(string pattern, string named) =>
+        Assert.Contains(named, Assert.Throws<LaspException>(() => LayerPattern.Parse(pattern, 3)).Message, StringComparison.Ordinal);
 
     [Fact]
     public void The_keys_are_those_of_Hugging_Face()
@@ -98,6 +116,10 @@ public class LinearLlamaConfigTests
     [InlineData("""{ "layer_types": "linear_attention" }""", "layer_types")]
     [InlineData("""{ "layer_types": ["mamba"] }""", "mamba")]
     [InlineData("""{ "output_gate": 1 }""", "output_gate is 1")]
+    [InlineData("""{ "head_dim": 15, "num_hidden_layers": 1, "layer_types": ["full_attention"] }""", "full_attention rotates pairs")]
+    [InlineData("""{ "is_decoder": "no" }""", "is_decoder is \"no\"")]
+    [InlineData("""{ "is_decoder": false, "decay": "head", "decay_rule": "lightning" }""", "is_decoder is false, but a decay needs a direction")]
+    [InlineData("""{ "mask_token_id": 256 }""", "mask_token_id is 256; it must lie between 0 and vocab_size - 1, 255")]
     [InlineData("""{ "rms_norm_eps": 0 }""", "rms_norm_eps is 0")]
     [InlineData("""{ "head_norm_eps": -1 }""", "head_norm_eps is -1")]
     [InlineData("""{ "attention_bias": true }""", "attention_bias is true")]

@@ -267,6 +267,11 @@ public class TrainingRunTests
         Assert.Contains("step 0", Refused(options with { StopAfter = 0 }), StringComparison.Ordinal);
         Assert.Contains("vocab_size is 100", Refused(options with { Config = options.Config with { VocabSize = 100 } }), StringComparison.Ordinal);
         Assert.Contains("tokenizer 'bpe'", Refused(options with { Tokenizer = "bpe" }), StringComparison.Ordinal);
-        Assert.Contains("softmax layers", Refused(options with { Config = Preset.Find("linear-llama3-1b-hybrid4-test").Config }), StringComparison.Ordinal);
+        Assert.Contains("a batch of 2 cannot be divided among 3 data-parallel groups", Refused(options with { DataParallel = 3 }), StringComparison.Ordinal);
+        Assert.Contains("the world has 3", Refused(options with { DataParallel = 2, World = new WorldOptions(DeviceKind.Cpu, 3) }), StringComparison.Ordinal);
+        LinearLlamaConfig masked = Preset.Find("roberta-tiny").Config;
+        Assert.Contains("give mask_token_id, such as 256", Refused(options with { Config = masked with { MaskTokenId = null } }), StringComparison.Ordinal);
+        Assert.Contains("mask_token_id 65 is a token of 'bytes'", Refused(options with { Config = masked with { MaskTokenId = 65 } }), StringComparison.Ordinal);
+        Assert.Contains("strategy lasp1 is causal", Refused(options with { Config = masked, Strategy = LaspNative.Collectives.SequenceParallel.Parse("lasp1") }), StringComparison.Ordinal);
     }
 }
