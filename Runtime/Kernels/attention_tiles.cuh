@@ -81,12 +81,14 @@ template <typename Weight> __device__ __forceinline__ void outer(const float* a,
     }
 }
 
-__device__ __forceinline__ void scale(float factor, Fragment& x)
+// Multiplies a 64 x 64 result that is laid out as outer's by factor(row, column).
+template <typename Factor> __device__ __forceinline__ void weigh(Fragment& x, Factor factor)
 {
+    const int tx = threadIdx.x % SIDE, ty = threadIdx.x / SIDE;
 #pragma unroll
     for (int i = 0; i < 4; ++i)
 #pragma unroll
-        for (int j = 0; j < 4; ++j) x.at[i][j] *= factor;
+        for (int j = 0; j < 4; ++j) x.at[i][j] *= factor(4 * ty + i, 4 * tx + j);
 }
 
 // ---- Runs of tokens ----
@@ -127,12 +129,18 @@ __device__ __forceinline__ void load_tile(const HeadColumns& x, int64 first, int
     }
 }
 
-// powers[i] = exp(i * g) for i = 0..64, with g = decay[head], or 0 without decay.
-constexpr int POWERS = TILE + 1;
-
-__device__ __forceinline__ void decay_powers(const float* decay, int64 head, float* powers)
+// Writes `rows` tokens of a result that is laid out as multiply's: row i is token `token` + i * direction, stride elements apart; `to` is token 0.
+__device__ __forceinline__ void store_output(const Fragment& out, int tx, int ty, int rows, int columns, int64 token, int direction, int64 stride, element* to)
 {
-    if (threadIdx.x < POWERS) powers[threadIdx.x] = decay ? expf((float)threadIdx.x * decay[head]) : 1.0f;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        const int row = ty + SIDE * i;
+        if (row >= rows) continue;
+        element* at = to + (token + (int64)row * direction) * stride;
+#pragma unroll
+        for (int j = 0; j < 4; ++j)
+            if (4 * tx + j < columns) from_float(out.at[i][j], at[4 * tx + j]);
+    }
 }
 
 // Sub-chunks of one segment in processing order: tokens [first, first + tokens) forwards, or backwards from the last one. Sub-chunk

@@ -1,115 +1,228 @@
-// Gradient of the log decay per head, forward-mode and without subtraction. With T = dS/dg, zero where a segment begins,
-//     S_i = exp(g) S_{i-1} + k_i^T v_i          T_i = exp(g) (T_{i-1} + S_{i-1})
-//     dg  = sum over segments of  sum_i scale q_i T_i dO_i^T + <T_end, D_end>
-// where D_end is the gradient of the state that leaves the segment; paths that cross several segments are carried by S and D.
-// Per sub-chunk of c tokens entered with (S, T), s and j counting from 1:
-//     sum_s scale exp(s g) q_s (T + s S) dO_s^T + sum_{j<s} (s - j) exp((s - j) g) scale (q_s . k_j) (dO_s . v_j)
-//     S' = exp(c g) S + sum_i exp((c - i) g) k_i^T v_i          T' = exp(c g) (T + c S) + sum_i (c - i) exp((c - i) g) k_i^T v_i
-// All of it is bilinear in (columns of D, columns of E), so each block takes 64 of each and sees nothing of the others.
-// q [B, N, H, D], dO [B, N, H, E], k [B, N, Hk, D], v [B, N, Hk, E]; entering and leaving [segments, B, H, D, E] fp32 (leaving: the gradients).
-// fp32 within a sub-chunk, fp64 across; deterministic.
-#include "attention_tiles.cuh"
+// Gradient of a log decay per token or per channel: every path that crosses a token's decay is counted once, and nothing is subtracted. Per sub-chunk of C tokens
+// entered with P, whose leaving state has the gradient D, per channel (products without a sum are elementwise in the channel):
+//     dg_i = sum_{s>=i} q_s . X_s          X_s = scale exp(G_s) . (dO_s P^T)           paths from before the sub-chunk to a later token of it
+//          + sum_{j<i} k_j . Y_j           Y_j = exp(G_C - G_j) . (v_j D^T)            paths from an earlier token to behind it
+//          + exp(G_C) . sum_e P_e D_e                                                  paths across the whole sub-chunk
+//          + sum_{j<i<=s} scale exp(G_s - G_j) . q_s . k_j (dO_s v_j^T)                paths inside it
+// A decay per token is the same in all channels, so its gradient is their sum.
+// q [B, N, H, D], dO [B, N, H, E], k [B, N, Hk, D], v [B, N, Hk, E]; decay and d_decay [B, N, H] or [B, N, H, D] fp32;
+// entering and leaving [chunks, B, H, D, E] fp32: the states P and the gradients D of every sub-chunk of 64 tokens. fp32; deterministic.
+#include "attention_decay.cuh"
 
-// powers[i] * i in float: the derivative of exp(i g) by g.
-__device__ __forceinline__ float slope(const float* powers, int i) { return (float)i * powers[i]; }
+constexpr int LANES = PARTS;                     // neighbouring lanes that share a channel here: 16 rows each
 
-__device__ __forceinline__ float dot(const Fragment& a, const Fragment& b)
+// The channel of this thread within a slab, and which 16 rows of it.
+__device__ __forceinline__ int own_channel() { return threadIdx.x / LANES; }
+
+__device__ __forceinline__ int own_part() { return threadIdx.x % LANES; }
+
+// Sum of x over this channel's parts before (or after) this one.
+__device__ __forceinline__ float other_parts(float x, bool after)
 {
     float sum = 0.0f;
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-#pragma unroll
-        for (int j = 0; j < 4; ++j) sum = fmaf(a.at[i][j], b.at[i][j], sum);
+    for (int part = 0; part < LANES; ++part) {
+        const float value = __shfl_sync(0xFFFFFFFFu, x, part, LANES);
+        if (after ? part > own_part() : part < own_part()) sum += value;
+    }
     return sum;
 }
 
-// This thread's 4 x 4 of a state [D, E] at (row, column), zero beyond the state.
-__device__ __forceinline__ Fragment state_fragment(const float* state, int row, int column, int width, int value_width)
+// result rows ty + 16 i, columns tx + 16 j, as correlate leaves them, into a tile
+__device__ __forceinline__ void store_correlation(const Fragment& x, float* tile)
 {
-    Fragment x;
+    const int tx = threadIdx.x % SIDE, ty = threadIdx.x / SIDE;
 #pragma unroll
     for (int i = 0; i < 4; ++i)
 #pragma unroll
-        for (int j = 0; j < 4; ++j) x.at[i][j] = row + i < width && column + j < value_width ? state[(int64)(row + i) * value_width + column + j] : 0.0f;
-    return x;
+        for (int j = 0; j < 4; ++j) tile[(ty + SIDE * i) * PITCH + tx + SIDE * j] = x.at[i][j];
 }
 
-// sum_{j<s} (s - j) exp((s - j) g) (q_s . k_j) (dO_s . v_j) over this thread's pairs
-__device__ __forceinline__ float intra(const float* q, const float* k, const float* v, const float* d_out, const float* powers, int tx, int ty)
+// Fills a tile with 64 x 64 of a state [D, E], zero beyond it.
+__device__ __forceinline__ void load_state_tile(const float* state, int row, int column, int width, int value_width, float* tile)
 {
-    Fragment qk = {}, dv = {};
-    correlate(q, k, tx, ty, qk);
-    correlate(d_out, v, tx, ty, dv);
-    float sum = 0.0f;
+#pragma unroll 1
+    for (int p = threadIdx.x; p < TILE * TILE; p += THREADS) {
+        const int d = row + p / TILE, e = column + p % TILE;
+        tile[p / TILE * PITCH + p % TILE] = d < width && e < value_width ? state[(int64)d * value_width + e] : 0.0f;
+    }
+}
+
+// Paths inside the sub-chunk: one step per token s, from which this thread's 16 tokens j keep their keys decayed up to s. With R the sum of
+// the paths from tokens <= j to s, the path from j crosses position j + 1, and so do those from before it: crossing[t] is that of position first + t + 1.
+__device__ __forceinline__ void count_inner_paths(const float* scores, const float* q, const float* k, const HeadDecay& g, int channels, const Chunk& chunk, float scale_factor,
+    float (&crossing)[PART_ROWS])
+{
+    const int channel = own_channel(), first = own_part() * PART_ROWS;
+    float key[PART_ROWS];
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
+    for (int t = 0; t < PART_ROWS; ++t) key[t] = k[(first + t) * PITCH + channel];
+#pragma unroll 1
+    for (int s = 1; s < chunk.rows; ++s) {
+        const float step = channel < channels ? expf(g.at(chunk.token(s), channel)) : 1.0f, query = scale_factor * q[s * PITCH + channel];
+        float paths[PART_ROWS], sum = 0.0f;
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-            const int distance = ty + SIDE * i - (tx + SIDE * j);
-            if (distance > 0) sum = fmaf(slope(powers, distance), qk.at[i][j] * dv.at[i][j], sum);
+        for (int t = 0; t < PART_ROWS; t += 4) {
+            float score[4];
+            unpack(read4(scores + s * PITCH + first + t), score);
+#pragma unroll
+            for (int u = 0; u < 4; ++u) {
+                if (first + t + u < s) {
+                    key[t + u] *= step;
+                    sum = fmaf(score[u], key[t + u], sum);
+                }
+                paths[t + u] = sum;
+            }
         }
+        const float before = other_parts(sum, false);
+#pragma unroll
+        for (int t = 0; t < PART_ROWS; ++t)
+            if (first + t < s) crossing[t] = fmaf(query, before + paths[t], crossing[t]);
+    }
+}
+
+__device__ __forceinline__ void store_inner_paths(const float (&crossing)[PART_ROWS], float* dg)
+{
+    const int channel = own_channel(), first = own_part() * PART_ROWS;
+    if (first == 0) dg[channel] = 0.0f;  // nothing begins before token 0
+#pragma unroll
+    for (int t = 0; t < PART_ROWS; ++t)
+        if (first + t + 1 < TILE) dg[(first + t + 1) * PITCH + channel] = crossing[t];
+}
+
+// Adds the paths that come from before the sub-chunk or go on behind it to this thread's rows of dg. x = dO P^T, y = v D^T, through = this part's share of sum_e P_e D_e.
+__device__ __forceinline__ void add_outer_paths(
+    const float* x, const float* y, const float* q, const float* k, float through, const HeadDecay& g, int channels, const Chunk& chunk, float scale_factor, float* dg)
+{
+    const int channel = own_channel(), first = own_part() * PART_ROWS;
+    const auto log = [&](int row) { return row < chunk.rows && channel < channels ? g.at(chunk.token(row), channel) : 0.0f; };
+    float sum = 0.0f;
+#pragma unroll 1
+    for (int t = 0; t < PART_ROWS; ++t) sum += log(first + t);
+    const float before = other_parts(sum, false), after = other_parts(sum, true);
+#pragma unroll
+    for (int lanes = 1; lanes < LANES; lanes *= 2) through += __shfl_xor_sync(0xFFFFFFFFu, through, lanes);
+    through *= expf(before + sum + after);
+
+    float queries[PART_ROWS], keys[PART_ROWS], query_sum = 0.0f, key_sum = 0.0f, from_entry = before, to_exit = after;
+#pragma unroll
+    for (int t = 0; t < PART_ROWS; ++t) {
+        const int at = (first + t) * PITCH + channel;
+        from_entry += log(first + t);
+        queries[t] = scale_factor * q[at] * expf(from_entry) * x[at];
+        query_sum += queries[t];
+    }
+#pragma unroll
+    for (int t = PART_ROWS - 1; t >= 0; --t) {
+        const int at = (first + t) * PITCH + channel;
+        keys[t] = k[at] * expf(to_exit) * y[at];
+        key_sum += keys[t];
+        to_exit += log(first + t);
+    }
+
+    float arriving = other_parts(query_sum, true), leaving = other_parts(key_sum, false);
+#pragma unroll
+    for (int t = PART_ROWS - 1; t >= 0; --t) {
+        arriving += queries[t];  // at tokens s >= i
+        dg[(first + t) * PITCH + channel] += arriving + through;
+    }
+#pragma unroll
+    for (int t = 0; t < PART_ROWS; ++t) {
+        dg[(first + t) * PITCH + channel] += leaving;  // from tokens j < i
+        leaving += keys[t];
+    }
+}
+
+// This thread's share of sum_e P_e D_e for its channel
+__device__ __forceinline__ float state_product(const float* p_tile, const float* d_tile)
+{
+    float sum = 0.0f;
+#pragma unroll
+    for (int e = 0; e < PART_ROWS; e += 4) {
+        float p[4], d[4];
+        unpack(read4(p_tile + own_channel() * PITCH + own_part() * PART_ROWS + e), p);
+        unpack(read4(d_tile + own_channel() * PITCH + own_part() * PART_ROWS + e), d);
+#pragma unroll
+        for (int u = 0; u < 4; ++u) sum = fmaf(p[u], d[u], sum);
+    }
     return sum;
 }
 
-// Launch: 256 threads; one block per (segment, b, h, 64 columns of D, 64 columns of E), the last fastest; 4 tiles of shared memory.
-// partials[block] receives the block's share.
+// Writes dg [rows, 64 channels] to d_decay where every channel has its own.
+__device__ __forceinline__ void store_channels(const float* dg, int rows, int channels, int64 stride, float* to)
+{
+#pragma unroll 1
+    for (int p = threadIdx.x; p < rows * TILE; p += THREADS)
+        if (p % TILE < channels) to[p / TILE * stride + p % TILE] = dg[p / TILE * PITCH + p % TILE];
+}
+
+// This thread's share of row own_channel() of dg, summed over its channels
+__device__ __forceinline__ float channel_sum(const float* dg, int channels)
+{
+    float sum = 0.0f;
+#pragma unroll
+    for (int c = 0; c < PART_ROWS; ++c)
+        if (own_part() * PART_ROWS + c < channels) sum += dg[own_channel() * PITCH + own_part() * PART_ROWS + c];
+    return sum;
+}
+
+// Launch: 256 threads; one block per (sub-chunk, b, h); 5 tiles of shared memory.
 KERNEL __launch_bounds__(THREADS, 2) linear_attention_bwd_decay(
-    const element* q, const element* k, const element* v, const element* d_out, const float* decay, const float* entering, const float* leaving, int64 tokens, int heads,
-    int key_heads, int width, int value_width, int64 batches, int64 segment_tokens, float scale_factor, double* partials)
+    const element* q, const element* k, const element* v, const element* d_out, const float* decay, int kind, const float* entering, const float* leaving, int64 tokens,
+    int heads, int key_heads, int width, int value_width, int64 batches, float scale_factor, float* d_decay)
 {
     extern __shared__ __align__(16) float shared[];
-    __shared__ float powers[POWERS];
-    __shared__ double scratch[WARP];
-    float *q_tile = shared, *k_tile = shared + TILE_FLOATS, *v_tile = shared + 2 * TILE_FLOATS, *d_tile = shared + 3 * TILE_FLOATS;
+    float *tile[5] = { shared, shared + TILE_FLOATS, shared + 2 * TILE_FLOATS, shared + 3 * TILE_FLOATS, shared + 4 * TILE_FLOATS };
     const int tx = threadIdx.x % SIDE, ty = threadIdx.x / SIDE;
-    const int slices = (value_width + TILE - 1) / TILE, slabs = (width + TILE - 1) / TILE;
-    const int column = blockIdx.x % slices * TILE, row = blockIdx.x / slices % slabs * TILE;
-    const int64 state = blockIdx.x / (slices * slabs);  // (segment, b, h)
+    const int64 state = blockIdx.x;  // (sub-chunk, b, h)
     const int64 head = state % heads, batch = state / heads % batches, key_head = head / (heads / key_heads);
-    const Segment segment = segment_of(state / heads / batches, segment_tokens, tokens, 0);
+    const Segment segment = segment_of(state / heads / batches, TILE, tokens, 0);
+    const Chunk chunk = chunk_of(segment, 0);
     const int64 offset = state * width * value_width;
-    const HeadColumns q_columns = head_columns(q, batch, tokens, heads, head, width, row), d_columns = head_columns(d_out, batch, tokens, heads, head, value_width, column);
-    const HeadColumns k_columns = head_columns(k, batch, tokens, key_heads, key_head, width, row);
-    const HeadColumns v_columns = head_columns(v, batch, tokens, key_heads, key_head, value_width, column);
+    const HeadDecay g = head_decay(decay, kind, batch, tokens, heads, head, width);
+    const int64 first_row = (batch * tokens + chunk.first) * heads + head;
 
-    decay_powers(decay, head, powers);
-    Fragment s = state_fragment(entering + offset, row + 4 * ty, column + 4 * tx, width, value_width), t = {};
-    double total = 0.0;
-    for (int chunk = 0; chunk < segment.chunks(); ++chunk) {
-        const int rows = segment.rows(chunk);
-        const int64 token = segment.token(chunk);
-        load_tile(q_columns, token, 1, rows, q_tile);
-        load_tile(k_columns, token, 1, rows, k_tile);
-        load_tile(v_columns, token, 1, rows, v_tile);
-        load_tile(d_columns, token, 1, rows, d_tile);
+    float token_sum = 0.0f;
+#pragma unroll 1
+    for (int slab = 0; slab < width; slab += TILE) {
+        Fragment x = {}, y = {}, scores = {};
+        float through = 0.0f;
+#pragma unroll 1
+        for (int e = 0; e < value_width; e += TILE) {
+            load_tile(head_columns(d_out, batch, tokens, heads, head, value_width, e), chunk.first, 1, chunk.rows, tile[0]);
+            load_tile(head_columns(v, batch, tokens, key_heads, key_head, value_width, e), chunk.first, 1, chunk.rows, tile[1]);
+            load_state_tile(entering + offset, slab, e, width, value_width, tile[2]);
+            load_state_tile(leaving + offset, slab, e, width, value_width, tile[3]);
+            __syncthreads();
+            correlate(tile[0], tile[2], tx, ty, x);
+            correlate(tile[1], tile[3], tx, ty, y);
+            correlate(tile[0], tile[1], tx, ty, scores);
+            through += state_product(tile[2], tile[3]);
+            __syncthreads();
+        }
+
+        const HeadColumns queries = head_columns(q, batch, tokens, heads, head, width, slab);
+        const HeadDecay slab_decay = g.from(slab);
+        float* dg = tile[0];
+        store_correlation(scores, tile[0]);
+        store_correlation(x, tile[1]);
+        store_correlation(y, tile[2]);
+        load_tile(queries, chunk.first, 1, chunk.rows, tile[3]);
+        load_tile(head_columns(k, batch, tokens, key_heads, key_head, width, slab), chunk.first, 1, chunk.rows, tile[4]);
         __syncthreads();
-
-        Fragment by_t = {}, by_s = {};
-        outer(q_tile, d_tile, rows, tx, ty, [&](int i) { return powers[i + 1]; }, by_t);
-        outer(q_tile, d_tile, rows, tx, ty, [&](int i) { return slope(powers, i + 1); }, by_s);
-        total += (double)scale_factor * (dot(by_t, t) + dot(by_s, s) + intra(q_tile, k_tile, v_tile, d_tile, powers, tx, ty));
-
-        scale(powers[rows], t);
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-#pragma unroll
-            for (int j = 0; j < 4; ++j) t.at[i][j] = fmaf(slope(powers, rows), s.at[i][j], t.at[i][j]);
-        outer(k_tile, v_tile, rows, tx, ty, [&](int i) { return slope(powers, rows - 1 - i); }, t);
-        scale(powers[rows], s);
-        outer(k_tile, v_tile, rows, tx, ty, [&](int i) { return powers[rows - 1 - i]; }, s);
+        float crossing[PART_ROWS] = {};
+        count_inner_paths(tile[0], tile[3], tile[4], slab_decay, queries.columns, chunk, scale_factor, crossing);
+        __syncthreads();  // the scores have been read
+        store_inner_paths(crossing, dg);
+        __syncthreads();
+        add_outer_paths(tile[1], tile[2], tile[3], tile[4], through, slab_decay, queries.columns, chunk, scale_factor, dg);
+        __syncthreads();
+        if (kind == DECAY_PER_CHANNEL) store_channels(dg, chunk.rows, queries.columns, (int64)heads * width, d_decay + first_row * width + slab);
+        else token_sum += channel_sum(dg, queries.columns);
         __syncthreads();
     }
-    total += dot(t, state_fragment(leaving + offset, row + 4 * ty, column + 4 * tx, width, value_width));
-    total = block_reduce(total, 0.0, scratch, Sum());
-    if (threadIdx.x == 0) partials[blockIdx.x] = total;
-}
-
-// d_decay[h] = sum of the partials [units, H, tiles] over units (segment, b) and tiles, in that order. Launch: one warp per head, one per block.
-KERNEL linear_attention_bwd_decay_sum(const double* partials, int64 units, int heads, int tiles, float* d_decay)
-{
-    const int64 head = blockIdx.x;
-    double sum = 0.0;
-    for (int64 i = threadIdx.x; i < units * tiles; i += WARP) sum += partials[(i / tiles * heads + head) * tiles + i % tiles];
-    sum = warp_reduce(sum, Sum());
-    if (threadIdx.x == 0) d_decay[head] = (float)sum;
+    if (kind == DECAY_PER_CHANNEL) return;
+#pragma unroll
+    for (int lanes = 1; lanes < LANES; lanes *= 2) token_sum += __shfl_xor_sync(0xFFFFFFFFu, token_sum, lanes);
+    if (own_part() == 0 && own_channel() < chunk.rows) d_decay[first_row + (int64)own_channel() * heads] = token_sum;
 }

@@ -1,20 +1,19 @@
 // The state that a run of tokens leaves behind, and how the states of its segments compose.
-//     forward (reverse = 0)      M = sum_i exp(G_N - G_i) scale k_i^T v_i          the state left by the run, entered with zero
-//     backward (reverse = 1)     M = sum_i exp(G_i) scale k_i^T v_i                with k = q and v = dO: the gradient of the entering state
-// k [B, N, Hk, D], v [B, N, Hk, E], decay [H] fp32 (log decay) or null, states [segments, B, H, D, E] fp32; G_i = i * decay, i = 1..N.
-// Both directions are one recursion over the tokens in processing order, M = exp(g) M + k^T v, except that backwards the decay of a token
-// acts after the token, so each weight has one more power of exp(g): `reverse` is also that number.
+//     forward (reverse = 0)      M = sum_i exp(G_N - G_i) . scale k_i^T v_i          the state left by the run, entered with zero
+//     backward (reverse = 1)     M = sum_i exp(G_i) . scale k_i^T v_i                with k = q and v = dO: the gradient of the entering state
+// k [B, N, Hk, D], v [B, N, Hk, E], decay (log) fp32 of any DecayKind, states [segments, B, H, D, E] fp32; G_i = sum of the decay over 1..i.
+// Both directions are one recursion over the tokens in processing order, M = exp(g) . M + k^T v; attention_decay.cuh says where they differ.
 // The run is cut into segments of segment_tokens tokens (a multiple of 64), which compose as pairs (A, M).
 // fp32 accumulation in a fixed order: token by token within sub-chunks of 64, sub-chunk by sub-chunk, segment by segment.
-#include "attention_tiles.cuh"
+#include "attention_decay.cuh"
 
-// Launch: 256 threads; one block per (segment, b, h, 64 columns of D, 64 columns of E), the last of these fastest.
-KERNEL __launch_bounds__(THREADS) linear_attention_state(
-    const element* k, const element* v, const float* decay, int64 tokens, int heads, int key_heads, int width, int value_width, int64 batches, int64 segment_tokens,
-    int reverse, float scale_factor, float* states)
+template <bool PER_CHANNEL> __device__ __forceinline__ void segment_state(
+    const element* k, const element* v, const float* decay, int kind, int64 tokens, int heads, int key_heads, int width, int value_width, int64 batches,
+    int64 segment_tokens, int reverse, float scale_factor, float* states)
 {
     __shared__ __align__(16) float k_tile[TILE_FLOATS], v_tile[TILE_FLOATS];
-    __shared__ float powers[POWERS];
+    __shared__ ChunkDecay shared_decay;
+    __shared__ ChannelDecay channel_decay;
     const int tx = threadIdx.x % SIDE, ty = threadIdx.x / SIDE;
     const int slices = (value_width + TILE - 1) / TILE, slabs = (width + TILE - 1) / TILE;
     const int column = blockIdx.x % slices * TILE, row = blockIdx.x / slices % slabs * TILE;
@@ -24,16 +23,22 @@ KERNEL __launch_bounds__(THREADS) linear_attention_state(
     const int64 key_head = head / (heads / key_heads);
     const HeadColumns k_columns = head_columns(k, batch, tokens, key_heads, key_head, width, row);
     const HeadColumns v_columns = head_columns(v, batch, tokens, key_heads, key_head, value_width, column);
+    const HeadDecay g = head_decay(decay, PER_CHANNEL ? DECAY_PER_CHANNEL : kind, batch, tokens, heads, head, width);
 
-    decay_powers(decay, head, powers);
     Fragment sum = {};
-    for (int chunk = 0; chunk < segment.chunks(); ++chunk) {
-        const int rows = segment.rows(chunk);
-        load_tile(k_columns, segment.token(chunk), segment.direction(), rows, k_tile);
-        load_tile(v_columns, segment.token(chunk), segment.direction(), rows, v_tile);
+    for (int i = 0; i < segment.chunks(); ++i) {
+        const Chunk chunk = chunk_of(segment, i);
+        load_tile(k_columns, chunk.first, chunk.direction(), chunk.rows, k_tile);
+        load_tile(v_columns, chunk.first, chunk.direction(), chunk.rows, v_tile);
+        if constexpr (PER_CHANNEL) {
+            __syncthreads();
+            weigh_to_exit(g.from(row), k_columns.columns, chunk, k_tile, channel_decay);
+        } else {
+            load_decay(g, chunk, shared_decay);
+        }
         __syncthreads();
-        scale(powers[rows], sum);
-        outer(k_tile, v_tile, rows, tx, ty, [&](int t) { return scale_factor * powers[rows - 1 - t + reverse]; }, sum);
+        weigh(sum, [&](int d, int) { return PER_CHANNEL ? channel_decay.through[d] : shared_decay.through; });
+        outer(k_tile, v_tile, chunk.rows, tx, ty, [&](int t) { return PER_CHANNEL ? scale_factor : scale_factor * shared_decay.to_exit[t]; }, sum);
         __syncthreads();
     }
 
@@ -47,23 +52,59 @@ KERNEL __launch_bounds__(THREADS) linear_attention_state(
         }
 }
 
-// P = initial (null: zero); for each segment in processing order: entering[segment] = P, P = fma(A, P, M) with A = exp(its tokens * decay); final = P.
-// states and entering [segments, B, H, D, E], or [.., E, D] for entering when transpose = 1; initial and final [B, H, D, E];
-// entering and final may be null, and so may states when there is one segment and no final. Launch: one thread per (b, h, d, e).
+// Launch, both: 256 threads; one block per (segment, b, h, 64 columns of D, 64 columns of E), the last of these fastest.
+KERNEL __launch_bounds__(THREADS) linear_attention_state(
+    const element* k, const element* v, const float* decay, int kind, int64 tokens, int heads, int key_heads, int width, int value_width, int64 batches,
+    int64 segment_tokens, int reverse, float scale_factor, float* states)
+{
+    segment_state<false>(k, v, decay, kind, tokens, heads, key_heads, width, value_width, batches, segment_tokens, reverse, scale_factor, states);
+}
+
+KERNEL __launch_bounds__(THREADS) linear_attention_state_per_channel(
+    const element* k, const element* v, const float* decay, int kind, int64 tokens, int heads, int key_heads, int width, int value_width, int64 batches,
+    int64 segment_tokens, int reverse, float scale_factor, float* states)
+{
+    segment_state<true>(k, v, decay, kind, tokens, heads, key_heads, width, value_width, batches, segment_tokens, reverse, scale_factor, states);
+}
+
+// factors[segment, b, h, channel] = A of a segment = exp(sum of its log decays), summed in fp64; channels is D per channel, else 1.
+// Launch: one thread per factor.
+KERNEL linear_attention_segment_decay(
+    const float* decay, int kind, int64 tokens, int64 batches, int heads, int channels, int64 segments, int64 segment_tokens, float* factors)
+{
+    const int64 i = global_thread();
+    if (i >= segments * batches * heads * channels) return;
+    const int channel = (int)(i % channels);
+    const int64 state = i / channels;  // (segment, b, h)
+    const HeadDecay g = head_decay(decay, kind, state / heads % batches, tokens, heads, state % heads, channels);
+    const Segment segment = segment_of(state / heads / batches, segment_tokens, tokens, 0);
+    double sum = 0.0;
+    if (kind == NO_DECAY || kind == DECAY_PER_HEAD) {
+        sum = (double)segment.tokens * g.at(0, 0);
+    } else {
+#pragma unroll 8
+        for (int64 t = 0; t < segment.tokens; ++t) sum += g.at(segment.first + t, channel);
+    }
+    factors[i] = (float)exp(sum);
+}
+
+// P = initial (null: zero); for each segment in processing order: entering[segment] = P, P = fma(A, P, M) with A from factors; final = P.
+// states and entering [segments, B, H, D, E], or [.., E, D] for entering when transpose = 1; factors [segments, B, H, channels], channels 1 or D;
+// initial and final [B, H, D, E]; entering and final may be null, and so may states and factors when there is one segment and no final, and factors when
+// there is one and no initial. Launch: one thread per (b, h, d, e).
 KERNEL linear_attention_enter(
-    const float* states, const float* decay, const float* initial, int64 tokens, int64 batches, int heads, int width, int value_width, int64 segments,
-    int64 segment_tokens, int reverse, int transpose, float* entering, float* final)
+    const float* states, const float* factors, const float* initial, int64 batches, int heads, int width, int value_width, int channels, int64 segments,
+    int reverse, int transpose, float* entering, float* final)
 {
     const int64 i = global_thread(), size = (int64)width * value_width, count = batches * heads * size;
     if (i >= count) return;
     const int64 state = i / size, d = i % size / value_width, e = i % value_width;
     const int64 to = transpose ? state * size + e * width + d : i;
-    const double g = decay ? (double)decay[state % heads] : 0.0;
+    const int64 factor = state * channels + (channels > 1 ? d : 0);
     float p = initial ? initial[i] : 0.0f;
     for (int64 place = 0; place < segments; ++place) {
         const int64 s = reverse ? segments - 1 - place : place;
-        const int64 left = tokens - s * segment_tokens;
-        const float a = (float)exp((double)(left < segment_tokens ? left : segment_tokens) * g);
+        const float a = factors ? factors[s * batches * heads * channels + factor] : 0.0f;
         const float m = states ? states[s * count + i] : 0.0f;
         if (entering) entering[s * count + to] = p;
         p = fmaf(a, p, m);

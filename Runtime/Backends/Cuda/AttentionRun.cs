@@ -19,15 +19,7 @@ internal readonly record struct AttentionRun(long Batches, long Tokens, long Hea
     private const long ShortestSegment = 256;
 
     /// <summary>Tokens of a segment, a multiple of 64. Segments run side by side, each entered with its own state.</summary>
-    public long SegmentTokens
-    {
-        get
-        {
-            long blocks = Math.Max(1, Batches * Heads * Math.Max(Slices(KeyWidth), Slices(ValueWidth)));
-            long segments = Math.Clamp(WantedBlocks / blocks, 1, Math.Max(1, Tokens / ShortestSegment));
-            return Slices((Tokens + segments - 1) / segments) * Tile;
-        }
-    }
+    public long SegmentTokens { get; init; }
 
     /// <summary>0 for a run without tokens.</summary>
     public long Segments => Tokens == 0 ? 0 : (Tokens + SegmentTokens - 1) / SegmentTokens;
@@ -64,7 +56,18 @@ internal readonly record struct AttentionRun(long Batches, long Tokens, long Hea
     {
         if (KeyWidth is < 1 or > MaxWidth || ValueWidth is < 1 or > MaxWidth)
             throw new LaspException($"linear attention on a GPU takes heads of 1 to {MaxWidth} channels, got {KeyWidth} for keys and {ValueWidth} for values");
-        return this;
+        return this with { SegmentTokens = BusySegmentTokens };
+    }
+
+    /// <summary>Segments long enough to pay, short enough to keep the GPU busy.</summary>
+    private long BusySegmentTokens
+    {
+        get
+        {
+            long blocks = Math.Max(1, Batches * Heads * Math.Max(Slices(KeyWidth), Slices(ValueWidth)));
+            long segments = Math.Clamp(WantedBlocks / blocks, 1, Math.Max(1, Tokens / ShortestSegment));
+            return Slices((Tokens + segments - 1) / segments) * Tile;
+        }
     }
 
     private static LaspException Mismatch(Tensor a, Tensor b, Tensor c) =>

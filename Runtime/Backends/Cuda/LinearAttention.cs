@@ -20,16 +20,27 @@ internal sealed partial class CudaBackend
     }
 
     /// <summary>What all passes of one call share. <paramref name="Reverse"/>: the recursion of the gradients, from the last token to the first.</summary>
-    private readonly record struct AttentionPass(AttentionRun Run, DType Element, nint Decay, bool Reverse)
+    private readonly record struct AttentionPass(AttentionRun Run, DType Element, AttentionDecay Decay, bool Reverse)
     {
         public int Direction => Reverse ? 1 : 0;
+
+        public bool PerChannel => Decay.Kind == DecayKind.PerChannel;
+    }
+
+    /// <summary>
+    /// Scratch of one call: arrays of states [segments, B, H, D, E], the segments' A [segments, B, H, 1 or D] (null with one segment, which needs none), and
+    /// whatever else the call asked for.
+    /// </summary>
+    private readonly record struct AttentionScratch(nint First, long StateBytes, nint Factors, nint Rest)
+    {
+        public nint States(int index) => First + (nint)(index * StateBytes);
     }
 
     public void LinearAttentionState(Tensor k, Tensor v, Tensor? decay, Tensor state)
     {
         AttentionRun run = AttentionRun.OfState(k, v, state);
         RequireAttention(run, decay, state, k, v);
-        var pass = new AttentionPass(run, k.DType, PointerOrNull(decay), Reverse: false);
+        var pass = new AttentionPass(run, k.DType, AttentionDecay.Of(decay, run), Reverse: false);
         RunState(pass, AttentionOperand.Of(k), AttentionOperand.Of(v), 1, state);
     }
 
@@ -38,31 +49,45 @@ internal sealed partial class CudaBackend
         AttentionRun run = AttentionRun.Of(q, k, v);
         RequireAttention(run, decay, initialState, q, k, v, o);
         RequireOutput(o, run, run.Heads, run.ValueWidth);
-        var pass = new AttentionPass(run, q.DType, PointerOrNull(decay), Reverse: false);
-        (nint states, nint entering) = EnteringStates(pass, AttentionOperand.Of(k), AttentionOperand.Of(v), 1);
-        Enter(pass, states, initialState, transpose: false, entering, 0);
-        Output(pass, AttentionOperand.Of(q), AttentionOperand.Of(k), AttentionOperand.Of(v), 1, scale, entering, o);
+        var pass = new AttentionPass(run, q.DType, AttentionDecay.Of(decay, run), Reverse: false);
+        (AttentionScratch scratch, nint states) = WalkScratch(pass, AttentionOperand.Of(k), AttentionOperand.Of(v), 1);
+        Enter(pass, states, scratch.Factors, initialState, transpose: false, scratch.States(0), 0);
+        Output(pass, AttentionOperand.Of(q), AttentionOperand.Of(k), AttentionOperand.Of(v), 1, scale, scratch.States(0), o, channelsAreValues: false);
     }
 
     /// <summary>The state that the whole run leaves, entered with zero.</summary>
     private void RunState(AttentionPass pass, AttentionOperand k, AttentionOperand v, double scale, Tensor state)
     {
-        nint states = _device.Workspace(pass.Run.Segments * pass.Run.StateElements * sizeof(float));
-        SegmentStates(pass, k, v, scale, states);
-        Enter(pass, states, null, transpose: false, 0, state.Pointer);
+        AttentionScratch scratch = Scratch(pass, states: 1);
+        SegmentStates(pass, k, v, scale, scratch.States(0));
+        Enter(pass, scratch.States(0), scratch.Factors, null, transpose: false, 0, state.Pointer);
     }
 
     /// <summary>
-    /// Scratch for the states that the segments leave, filled, and for those that enter them, not filled yet. One segment needs no state of its own:
-    /// the pointer is null then.
+    /// Scratch of a walk: its states 0 are for those that enter the segments, not filled yet. Also those that the segments leave, filled; one segment needs no state
+    /// of its own, and the pointer is null then.
     /// </summary>
-    private (nint States, nint Entering) EnteringStates(AttentionPass pass, AttentionOperand k, AttentionOperand v, double scale)
+    private (AttentionScratch Scratch, nint States) WalkScratch(AttentionPass pass, AttentionOperand k, AttentionOperand v, double scale)
     {
-        long bytes = RoundUp(pass.Run.Segments * pass.Run.StateElements * sizeof(float), 256);
-        nint scratch = _device.Workspace(2 * bytes);
-        if (pass.Run.Segments <= 1) return (0, scratch);
-        SegmentStates(pass, k, v, scale, scratch);
-        return (scratch, scratch + (nint)bytes);
+        bool needsStates = pass.Run.Segments > 1;
+        AttentionScratch scratch = Scratch(pass, states: needsStates ? 2 : 1);
+        if (!needsStates) return (scratch, 0);
+        SegmentStates(pass, k, v, scale, scratch.States(1));
+        return (scratch, scratch.States(1));
+    }
+
+    /// <summary>Takes the workspace: so many arrays of states, the segments' factors, filled, and <paramref name="more"/> bytes.</summary>
+    private AttentionScratch Scratch(AttentionPass pass, int states, long more = 0)
+    {
+        AttentionRun run = pass.Run;
+        long channels = pass.Decay.Channels(run), factorCount = run.Segments > 1 ? run.Segments * run.Batches * run.Heads * channels : 0;
+        long stateBytes = RoundUp(run.Segments * run.StateElements * sizeof(float), 256), factorBytes = RoundUp(factorCount * sizeof(float), 256);
+        nint first = _device.Workspace((states * stateBytes) + factorBytes + more), factors = first + (nint)(states * stateBytes);
+        if (factorCount == 0) return new AttentionScratch(first, stateBytes, 0, factors);
+        Launch(
+            StateFile, "linear_attention_segment_decay", pass.Element, LaunchShape.For(factorCount, BlockThreads),
+            pass.Decay.Pointer, (int)pass.Decay.Kind, run.Tokens, run.Batches, run.Heads, channels, run.Segments, run.SegmentTokens, factors);
+        return new AttentionScratch(first, stateBytes, factors, factors + (nint)factorBytes);
     }
 
     /// <summary>states [segments, B, H, D, E]: what each segment leaves, entered with zero.</summary>
@@ -70,30 +95,33 @@ internal sealed partial class CudaBackend
     {
         AttentionRun run = pass.Run;
         Launch(
-            StateFile, "linear_attention_state", pass.Element, Blocks(run.Segments * run.Batches * run.Heads * run.Tiles, BlockThreads),
-            k.Pointer, v.Pointer, pass.Decay, run.Tokens, run.Heads, k.Heads, k.Width, v.Width, run.Batches, run.SegmentTokens,
-            pass.Direction, (float)scale, states);
+            StateFile, pass.PerChannel ? "linear_attention_state_per_channel" : "linear_attention_state", pass.Element,
+            Blocks(run.Segments * run.Batches * run.Heads * run.Tiles, BlockThreads),
+            k.Pointer, v.Pointer, pass.Decay.Pointer, (int)pass.Decay.Kind, run.Tokens, run.Heads, k.Heads, k.Width, v.Width, run.Batches,
+            run.SegmentTokens, pass.Direction, (float)scale, states);
     }
 
-    /// <summary>entering [segments, B, H, D, E], or [.., E, D] transposed, from the segments' states and the state that enters the run; also the state that leaves it.</summary>
-    private void Enter(AttentionPass pass, nint states, Tensor? initial, bool transpose, nint entering, nint final)
+    /// <summary>entering [segments, B, H, D, E], or [.., E, D] transposed, from the segments' states and factors and the state that enters the run; also the state that leaves it.</summary>
+    private void Enter(AttentionPass pass, nint states, nint factors, Tensor? initial, bool transpose, nint entering, nint final)
     {
         AttentionRun run = pass.Run;
         Launch(
             StateFile, "linear_attention_enter", pass.Element, LaunchShape.For(run.StateElements, BlockThreads),
-            states, pass.Decay, PointerOrNull(initial), run.Tokens, run.Batches, run.Heads, run.KeyWidth, run.ValueWidth, run.Segments,
-            run.SegmentTokens, pass.Direction, transpose ? 1 : 0, entering, final);
+            states, factors, PointerOrNull(initial), run.Batches, run.Heads, run.KeyWidth, run.ValueWidth, pass.Decay.Channels(run), run.Segments,
+            pass.Direction, transpose ? 1 : 0, entering, final);
     }
 
-    /// <summary>The walk of linear_attention_output: <paramref name="entering"/> is overwritten.</summary>
-    private void Output(AttentionPass pass, AttentionOperand q, AttentionOperand k, AttentionOperand v, double keyScale, double outputScale, nint entering, Tensor output)
+    /// <summary>The walk of linear_attention_output: <paramref name="entering"/> is overwritten. <paramref name="channelsAreValues"/>: the state is transposed, and a decay per channel acts on its columns.</summary>
+    private void Output(
+        AttentionPass pass, AttentionOperand q, AttentionOperand k, AttentionOperand v, double keyScale, double outputScale, nint entering, Tensor output, bool channelsAreValues)
     {
         AttentionRun run = pass.Run;
-        long sharedBytes = ((3 * AttentionRun.Tile) + RoundUp(q.Width, AttentionRun.Tile)) * TilePitch * sizeof(float);
+        (string kernel, int tiles) = !pass.PerChannel ? ("linear_attention_output", 3)
+            : channelsAreValues ? ("linear_attention_output_decayed_values", 4) : ("linear_attention_output_decayed_keys", 4);
+        long sharedBytes = ((tiles * AttentionRun.Tile) + RoundUp(q.Width, AttentionRun.Tile)) * TilePitch * sizeof(float);
         Launch(
-            OutputFile, "linear_attention_output", pass.Element,
-            Blocks(run.Segments * run.Batches * q.Heads * AttentionRun.Slices(v.Width), BlockThreads, sharedBytes),
-            q.Pointer, k.Pointer, v.Pointer, pass.Decay, run.Tokens, q.Heads, k.Heads, q.Width, v.Width, run.Batches,
+            OutputFile, kernel, pass.Element, Blocks(run.Segments * run.Batches * q.Heads * AttentionRun.Slices(v.Width), BlockThreads, sharedBytes),
+            q.Pointer, k.Pointer, v.Pointer, pass.Decay.Pointer, (int)pass.Decay.Kind, run.Tokens, q.Heads, k.Heads, q.Width, v.Width, run.Batches,
             run.SegmentTokens, pass.Direction, (float)keyScale, (float)outputScale, entering, output.Pointer);
     }
 
@@ -101,11 +129,7 @@ internal sealed partial class CudaBackend
     {
         RequireElement(operands[0]);
         foreach (Tensor operand in operands) RequireType(operand, operands[0].DType);
-        if (decay is not null)
-        {
-            RequireType(decay, DType.F32);
-            if (decay.Count != run.Heads) throw new LaspException($"a decay of shape {decay.Shape} does not fit {run.Heads} heads");
-        }
+        if (decay is not null) RequireType(decay, DType.F32);
         if (state is null) return;
         RequireType(state, DType.F32);
         if (state.Count != run.StateElements)
