@@ -29,8 +29,10 @@ internal sealed class HeadShards(SequenceCall call)
         Tensor sent = Empty([_size, call.Tokens, call.Batch, width], x);
         using Tensor chunk = x.View([call.Batch, call.Tokens, _size, width]);
         Backend.Permute(chunk, [2, 1, 0, 3], sent);
-        Shape arriving = [call.Partition.Tokens, call.Batch, width];
-        return Start(sent, EveryRank(call.Tokens, width), arriving, Chunks(width), [1, 0, 2], [call.Batch, call.Partition.Tokens, width], WithTokensAndHeads(x, call.Partition.Tokens, x.Shape[2] / _size));
+        Tensor received = Empty([call.Partition.Tokens, call.Batch, width], x);
+        CommunicationWork work = call.Group.AllToAll(sent, EveryRank(width), received, Chunks(width));
+        Shape result = WithTokensAndHeads(x, call.Partition.Tokens, x.Shape[2] / _size);
+        return new HeadMessage(sent, received, work, [1, 0, 2], [call.Batch, call.Partition.Tokens, width], result);
     }
 
     /// <summary>Each rank is sent its tokens of this rank's heads.</summary>
@@ -40,8 +42,10 @@ internal sealed class HeadShards(SequenceCall call)
         Tensor sent = Empty([call.Partition.Tokens, call.Batch, width], x);
         using Tensor shard = x.View([call.Batch, call.Partition.Tokens, width]);
         Backend.Permute(shard, [1, 0, 2], sent);
-        Shape arriving = [_size, call.Tokens, call.Batch, width];
-        return Start(sent, Chunks(width), arriving, EveryRank(call.Tokens, width), [2, 1, 0, 3], [call.Batch, call.Tokens, _size, width], WithTokensAndHeads(x, call.Tokens, x.Shape[2] * _size));
+        Tensor received = Empty([_size, call.Tokens, call.Batch, width], x);
+        CommunicationWork work = call.Group.AllToAll(sent, Chunks(width), received, EveryRank(width));
+        Shape result = WithTokensAndHeads(x, call.Tokens, x.Shape[2] * _size);
+        return new HeadMessage(sent, received, work, [2, 1, 0, 3], [call.Batch, call.Tokens, _size, width], result);
     }
 
     /// <summary>This rank's part of [H].</summary>
@@ -75,12 +79,6 @@ internal sealed class HeadShards(SequenceCall call)
         Backend.Permute(byRank, [1, 0, 2], byDocument);
     }
 
-    private HeadMessage Start(Tensor sent, long[] sendCounts, Shape arriving, long[] receiveCounts, int[] axes, Shape ordered, Shape result)
-    {
-        Tensor received = Empty(arriving, sent);
-        return new HeadMessage(sent, received, call.Group.AllToAll(sent, sendCounts, received, receiveCounts), axes, ordered, result);
-    }
-
     private Tensor Empty(Shape shape, Tensor like) => Tensor.Empty(shape, like.DType, call.Device, MemoryCategory.Communication);
 
     /// <summary>Elements of one head of one token: 1 for a decay per token.</summary>
@@ -88,12 +86,17 @@ internal sealed class HeadShards(SequenceCall call)
 
     private static Shape WithTokensAndHeads(Tensor x, long tokens, long heads) => x.Shape.Rank == 4 ? [x.Shape[0], tokens, heads, x.Shape[3]] : [x.Shape[0], tokens, heads];
 
-    private long[] EveryRank(long tokens, long width) => [.. Enumerable.Repeat(tokens * call.Batch * width, _size)];
+    /// <summary>Elements between this rank and each one: its own tokens of one rank's heads.</summary>
+    private long[] EveryRank(long width) => [.. Enumerable.Repeat(call.Tokens * call.Batch * width, _size)];
 
+    /// <summary>Elements between this rank and each one: that rank's tokens of one rank's heads.</summary>
     private long[] Chunks(long width) => [.. call.Partition.Lengths().Select(tokens => tokens * call.Batch * width)];
 }
 
 /// <summary>One all-to-all in flight, with the buffers at both ends. What arrives is put in order by one permutation when it is taken.</summary>
+/// <param name="axes">The permutation of <paramref name="received"/>.</param>
+/// <param name="ordered">Its shape after it, with a head's channels and a rank's heads as one dimension.</param>
+/// <param name="result">The shape of what is taken.</param>
 internal sealed class HeadMessage(Tensor sent, Tensor received, CommunicationWork work, int[] axes, Shape ordered, Shape result) : IDisposable
 {
     private CommunicationWork? _work = work;
@@ -123,7 +126,14 @@ internal sealed class HeadMessage(Tensor sent, Tensor received, CommunicationWor
 
     public void Dispose()
     {
-        Wait();
+        try
+        {
+            Wait();
+        }
+        catch (LaspException)
+        {
+            // The group has failed: nothing arrives any more, and whoever takes a message says so.
+        }
         sent.Dispose();
         received.Dispose();
     }

@@ -74,7 +74,7 @@ public sealed class Ring : SequenceParallel
             Runs.BackwardQuery(dO, entering: null, dq);
             if (continues) SendOwnGradients(q, dO, dFinalState);
             using RingReaders readers = new(Call, Decay, ReadingPiece, q, withEnd: continues && dFinalState is not null);
-            using Tensor dQuery = Zeros(readers.All.FirstOrDefault()?.Q.Shape ?? [0]);
+            using Tensor dQuery = Zeros(readers.Tokens?.Q.Shape ?? [0]);
             Tensor[] gradients = [.. readers.All.Select(r => r.OutputGradient(dO, dFinalState))];
             PassBlocks((rank, block) =>
             {
@@ -82,7 +82,7 @@ public sealed class Ring : SequenceParallel
                 if (block is not null) BackwardBlock(block, readers, gradients, dQuery, riding);
                 if (riding is not null) _gradient = RingHop.Start(Call, rank, riding.TakeOver());
             });
-            readers.All.FirstOrDefault()?.AddResult(dQuery, dq, finalState: null);
+            readers.Tokens?.AddResult(dQuery, dq, finalState: null);
             foreach (Tensor gradient in gradients) gradient.Dispose();
             if (continues) _dDecay?.SendCrossings();
         }
@@ -155,18 +155,25 @@ public sealed class Ring : SequenceParallel
             for (int hop = 1; hop < size; hop++)
             {
                 int rank = (Call.Group.Rank - hop + size) % size;
-                using RingTensors arrived = _block!.Wait();
-                _block = hop + 1 < size ? RingHop.Start(Call, rank, arrived.Share()) : null;
+                using RingTensors arrived = TakeBlock();
+                if (hop + 1 < size) _block = RingHop.Start(Call, rank, arrived.Share());
                 using RingBlock? block = reach.Next(rank, arrived);
                 visit(rank, block);
             }
         }
 
+        private RingTensors TakeBlock()
+        {
+            RingHop hop = _block!;
+            _block = null;
+            return hop.Wait();
+        }
+
         private RingTensors TakeGradient()
         {
-            RingTensors arrived = _gradient!.Wait();
+            RingHop hop = _gradient!;
             _gradient = null;
-            return arrived;
+            return hop.Wait();
         }
 
         private DType Accumulator => Call.DType.Accumulator();
@@ -177,8 +184,8 @@ public sealed class Ring : SequenceParallel
 
         protected override void Abandon()
         {
-            _block?.Wait().Dispose();
-            _gradient?.Wait().Dispose();
+            _block?.Dispose();
+            _gradient?.Dispose();
             _dDecay?.Dispose();
             (_block, _gradient, _dDecay) = (null, null, null);
         }

@@ -154,5 +154,7 @@ internal sealed class RingReaders : IDisposable
 
     public List<RingReader> All { get; } = [];
 
+    public RingReader? Tokens => All.FirstOrDefault();
+
     public void Dispose() => All.ForEach(r => r.Dispose());
 }

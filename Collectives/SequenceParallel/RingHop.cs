@@ -27,7 +27,7 @@ internal sealed class RingTensors(Tensor[] tensors) : IDisposable
 }
 
 /// <summary>One step of a ring: what belongs to one rank's chunk goes to the next rank, and what belongs to the chunk before it in the ring arrives, in buffers of that chunk's length.</summary>
-internal sealed class RingHop
+internal sealed class RingHop : IDisposable
 {
     private readonly Tensor[] _sent;
     private readonly Tensor[] _arriving;
@@ -53,6 +53,19 @@ internal sealed class RingHop
         foreach (CommunicationWork work in _work) work.Wait();
         foreach (Tensor tensor in _sent) tensor.Dispose();
         return new RingTensors(_arriving);
+    }
+
+    /// <summary>Gives up a hop that nobody waits for.</summary>
+    public void Dispose()
+    {
+        try
+        {
+            Wait().Dispose();
+        }
+        catch (LaspException)
+        {
+            // The group has failed: nothing arrives any more, and whoever waits for it says so.
+        }
     }
 
     private static Shape WithTokens(Shape shape, long tokens) => shape.Rank == 4 ? [shape[0], tokens, shape[2], shape[3]] : [shape[0], tokens, shape[2]];

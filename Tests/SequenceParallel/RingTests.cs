@@ -73,6 +73,21 @@ public class RingTests
     }
 
     [Fact]
+    public void Queries_alone_may_want_a_gradient()
+    {
+        World.Run(s_cpu with { Ranks = 2 }, rank =>
+        {
+            using Variable q = Leaf(rank.Device, 1), k = Leaf(rank.Device, 2), v = Leaf(rank.Device, 3);
+            using (Variable output = LinearAttention.Apply(q, k, v, null, rank.World, Ring.Default)) output.Backward(v.Value);
+            double[] expected = q.Gradient!.ToDoubles();
+            q.ZeroGradient();
+            using Variable fixedKey = Variable.Constant(k.Value.Share()), fixedValue = Variable.Constant(v.Value.Share());
+            using (Variable output = LinearAttention.Apply(q, fixedKey, fixedValue, null, rank.World, Ring.Default)) output.Backward(v.Value);
+            Assert.Equal(expected, q.Gradient!.ToDoubles());
+        });
+    }
+
+    [Fact]
     public void Memory_returns_to_where_it_was_also_when_a_call_is_abandoned()
     {
         World.Run(s_cpu with { Ranks = 3 }, rank =>
