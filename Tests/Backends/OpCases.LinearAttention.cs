@@ -7,13 +7,15 @@ namespace LaspNative.Tests.Backends;
 public static partial class OpCases
 {
     /// <param name="Decay">Nats per token of the fastest head (the others halve it); 0: none. Per token and per channel it is the most.</param>
+    /// <param name="Uneven">Most tokens hardly decay, a few forget all: sums of the decay are large where their differences are small.</param>
     /// <param name="States">Whether an initial state and a gradient of the final state are given.</param>
-    private sealed record AttentionShape(int N, int D, int E, int B = 1, int H = 2, int Hk = 2, double Decay = 0, bool States = false, DecayKind Kind = DecayKind.Head)
+    private sealed record AttentionShape(int N, int D, int E, int B = 1, int H = 2, int Hk = 2, double Decay = 0, bool States = false, DecayKind Kind = DecayKind.Head, bool Uneven = false)
     {
-        public string Name =>
-            $"linear attention N={N} D={D} E={E} B={B} H={H} Hk={Hk} decay={Decay}{Kind switch { DecayKind.Token => " per token", DecayKind.Channel => " per channel", _ => "" }}{(States ? " with states" : "")}";
+        public string Name => $"linear attention N={N} D={D} E={E} B={B} H={H} Hk={Hk} {(Uneven ? "uneven " : "")}decay={Decay}{KindName}{(States ? " with states" : "")}";
 
-        public double[]? Decays => Decay > 0 ? TestData.Decays(Kind, B, N, H, D, Decay) : null;
+        private string KindName => Kind switch { DecayKind.Token => " per token", DecayKind.Channel => " per channel", _ => "" };
+
+        public double[]? Decays => Decay > 0 ? TestData.Decays(Kind, B, N, H, D, Decay, power: Uneven ? 5 : 1) : null;
 
         public Shape DecayShape => Kind switch { DecayKind.Token => [B, N, H], DecayKind.Channel => [B, N, H, D], _ => [H] };
     }
@@ -61,6 +63,7 @@ public static partial class OpCases
         new(130, 16, 16, B: 2, Decay: 100, States: true, Kind: kind),
         new(130, 128, 128, Decay: 0.02, States: true, Kind: kind),
         new(1100, 16, 16, H: 4, Decay: 0.02, States: true, Kind: kind),
+        new(130, 64, 64, Decay: 100, States: true, Kind: kind, Uneven: true),
         new(1000, 5, 7, B: 2, H: 4, Hk: 1, Decay: 5, Kind: kind),
     ];
 

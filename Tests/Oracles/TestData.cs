@@ -49,16 +49,17 @@ public static class TestData
     }
 
     /// <summary>
-    /// Log decays of any kind. Per token or channel each is <see cref="Decays(int, double)"/> of its head times a seeded number in [0, 1), so that neighbours differ and some hardly decay.
+    /// Log decays of any kind. Per token or channel each is <see cref="Decays(int, double)"/> of its head times a seeded number in [0, 1), so that neighbours differ; the higher the power that
+    /// the number is raised to, the more of them hardly decay, beside a few that forget all.
     /// </summary>
-    public static double[]? Decays(DecayKind kind, long b, long n, int h, int d, double rate = 0.5, int seed = 7)
+    public static double[]? Decays(DecayKind kind, long b, long n, int h, int d, double rate = 0.5, int seed = 7, int power = 1)
     {
         double[] heads = Decays(h, rate);
         if (kind is DecayKind.None or DecayKind.Head) return kind == DecayKind.None ? null : heads;
         int width = kind == DecayKind.Token ? 1 : d;
         var random = new Random(seed);
         var decays = new double[b * n * h * width];
-        for (int i = 0; i < decays.Length; i++) decays[i] = heads[i / width % h] * random.NextDouble();
+        for (int i = 0; i < decays.Length; i++) decays[i] = heads[i / width % h] * Math.Pow(random.NextDouble(), power);
         return decays;
     }
 
