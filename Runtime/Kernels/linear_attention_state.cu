@@ -90,8 +90,8 @@ KERNEL linear_attention_segment_decay(
 
 // P = initial (null: zero); for each segment in processing order: entering[segment] = P, P = fma(A, P, M) with A from factors; final = P.
 // states and entering [segments, B, H, D, E], or [.., E, D] for entering when transpose = 1; factors [segments, B, H, channels], channels 1 or D;
-// initial and final [B, H, D, E]; entering and final may be null, and so may states and factors when there is one segment and no final, and factors when
-// there is one and no initial. Launch: one thread per (b, h, d, e).
+// initial and final [B, H, D, E]. With transpose = 0, entering may be states. Null are allowed: entering, final; factors with one segment; states with one
+// segment and no final. Launch: one thread per (b, h, d, e).
 KERNEL linear_attention_enter(
     const float* states, const float* factors, const float* initial, int64 batches, int heads, int width, int value_width, int channels, int64 segments,
     int reverse, int transpose, float* entering, float* final)

@@ -65,12 +65,12 @@ internal sealed partial class CudaBackend
     {
         AttentionRun run = pass.Run;
         long units = run.Segments * run.Batches;
-        AttentionScratch scratch = Scratch(pass, states: 3, more: units * run.Heads * run.Tiles * sizeof(double));
+        AttentionScratch scratch = Scratch(pass, states: 2, more: units * run.Heads * run.Tiles * sizeof(double));
         SegmentEdges(pass, call, scratch);
         const long Shared = 4 * AttentionRun.Tile * TilePitch * sizeof(float);
         Launch(
             HeadDecayFile, "linear_attention_bwd_decay_per_head", pass.Element, Blocks(units * run.Heads * run.Tiles, BlockThreads, Shared),
-            call.Q.Pointer, call.K.Pointer, call.V.Pointer, call.OutputGradient.Pointer, pass.Decay.Pointer, scratch.States(1), scratch.States(2), run.Tokens, run.Heads, run.KeyHeads,
+            call.Q.Pointer, call.K.Pointer, call.V.Pointer, call.OutputGradient.Pointer, pass.Decay.Pointer, scratch.States(0), scratch.States(1), run.Tokens, run.Heads, run.KeyHeads,
             run.KeyWidth, run.ValueWidth, run.Batches, run.SegmentTokens, (float)call.Scale, scratch.Rest);
         Launch(HeadDecayFile, "linear_attention_bwd_decay_per_head_sum", pass.Element, Blocks(run.Heads, WarpThreads), scratch.Rest, units, run.Heads, run.Tiles, call.Result.Pointer);
     }
@@ -79,22 +79,23 @@ internal sealed partial class CudaBackend
     private void DecayGradient(AttentionPass pass, DecayGradientCall call)
     {
         AttentionRun run = pass.Run;
-        AttentionScratch scratch = Scratch(pass, states: 3);
+        AttentionScratch scratch = Scratch(pass, states: 2);
         SegmentEdges(pass, call, scratch);
         const long Shared = 5 * AttentionRun.Tile * TilePitch * sizeof(float);
         Launch(
             DecayFile, "linear_attention_bwd_decay", pass.Element, Blocks(run.Segments * run.Batches * run.Heads, BlockThreads, Shared),
-            call.Q.Pointer, call.K.Pointer, call.V.Pointer, call.OutputGradient.Pointer, pass.Decay.Pointer, (int)pass.Decay.Kind, scratch.States(1), scratch.States(2), run.Tokens,
+            call.Q.Pointer, call.K.Pointer, call.V.Pointer, call.OutputGradient.Pointer, pass.Decay.Pointer, (int)pass.Decay.Kind, scratch.States(0), scratch.States(1), run.Tokens,
             run.Heads, run.KeyHeads, run.KeyWidth, run.ValueWidth, run.Batches, (float)call.Scale, call.Result.Pointer);
     }
 
-    /// <summary>Fills states 1 with those that enter the segments, and 2 with the gradients of those that leave them; states 0 are used on the way.</summary>
+    /// <summary>Fills states 0 with those that enter the segments, and 1 with the gradients of those that leave them.</summary>
     private void SegmentEdges(AttentionPass pass, DecayGradientCall call, AttentionScratch scratch)
     {
         AttentionPass backward = pass with { Reverse = true };
-        SegmentStates(pass, AttentionOperand.Of(call.K), AttentionOperand.Of(call.V), 1, scratch.States(0));
-        Enter(pass, scratch.States(0), scratch.Factors, call.InitialState, transpose: false, scratch.States(1), 0);
-        SegmentStates(backward, AttentionOperand.Of(call.Q), AttentionOperand.Of(call.OutputGradient), call.Scale, scratch.States(0));
-        Enter(backward, scratch.States(0), scratch.Factors, call.FinalStateGradient, transpose: false, scratch.States(2), 0);
+        (nint entering, nint leaving) = (scratch.States(0), scratch.States(1));
+        SegmentStates(pass, AttentionOperand.Of(call.K), AttentionOperand.Of(call.V), 1, entering);
+        Enter(pass, entering, scratch.Factors, call.InitialState, transpose: false, entering, 0);
+        SegmentStates(backward, AttentionOperand.Of(call.Q), AttentionOperand.Of(call.OutputGradient), call.Scale, leaving);
+        Enter(backward, leaving, scratch.Factors, call.FinalStateGradient, transpose: false, leaving, 0);
     }
 }
