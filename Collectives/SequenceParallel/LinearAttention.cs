@@ -45,7 +45,8 @@ public static class LinearAttention
         ArgumentNullException.ThrowIfNull(strategy);
         var call = new AttentionCall(k.Value, v.Value, decay?.Value, initialState?.Value, group, options ?? AttentionOptions.Default);
         AttentionExchange exchange = strategy.Begin(call, k.Value, v.Value, decay?.Value, initialState?.Value);
-        Variable token = new BeginFunction(exchange.Retain()).Record(k, v, decay, initialState);
+        exchange.Retain();
+        Variable token = new BeginFunction(exchange).Record(k, v, decay, initialState);
         return new PendingAttention(exchange, token);
     }
 
@@ -64,7 +65,8 @@ public static class LinearAttention
             Tensor o = Tensor.Empty(call.OutputShape, call.DType, call.Device);
             Tensor? finalState = withFinalState ? Tensor.Empty(call.DocumentStateShape, call.DType.Accumulator(), call.Device, MemoryCategory.States) : null;
             exchange.Finish(q.Value, o, finalState);
-            return new FinishFunction(exchange.Retain(), q.Value).Record(q, pending.Token, o, finalState);
+            exchange.Retain();
+            return new FinishFunction(exchange, q.Value).Record(q, pending.Token, o, finalState);
         }
     }
 
@@ -130,32 +132,10 @@ public static class LinearAttention
     }
 }
 
-/// <summary>An attention call between Begin and Finish: its message is in flight. Finish uses it up; disposing it without Finish abandons the call (on every rank alike).</summary>
-public sealed class PendingAttention : IDisposable
+/// <summary>A linear-attention call between Begin and Finish.</summary>
+public sealed class PendingAttention : PendingCall
 {
-    private AttentionExchange? _exchange;
-    private bool _taken;
+    internal PendingAttention(AttentionExchange exchange, Variable token) : base(exchange, token) { }
 
-    internal PendingAttention(AttentionExchange exchange, Variable token)
-    {
-        _exchange = exchange;
-        Token = token;
-    }
-
-    internal Variable Token { get; }
-
-    internal AttentionExchange Take()
-    {
-        if (_taken || _exchange is null) throw new LaspException("Finish was already called for this attention call; Begin starts a new one");
-        _taken = true;
-        return _exchange;
-    }
-
-    public void Dispose()
-    {
-        if (_exchange is null) return;
-        _exchange.Release();
-        _exchange = null;
-        Token.Dispose();
-    }
+    internal AttentionExchange Take() => (AttentionExchange)TakeCall();
 }

@@ -28,13 +28,9 @@ public abstract class SequenceParallel
 /// <summary>
 /// One attention call in flight, forward and backward. The four phases run in this order on every rank:
 /// Begin (the constructor) - Finish - BackwardFinish - BackwardBegin; what lies between two phases hides the message started in the first.
-/// Held by the pending handle and by the tape's two functions, and freed with the last of them.
 /// </summary>
-internal abstract class AttentionExchange
+internal abstract class AttentionExchange : CallInFlight
 {
-    private readonly List<Tensor> _held = [];
-    private int _owners = 1;
-
     protected AttentionExchange(AttentionCall call, Tensor k, Tensor v, Tensor? decay, Tensor? initialState)
     {
         Call = call;
@@ -75,28 +71,4 @@ internal abstract class AttentionExchange
 
     /// <summary>Waits for the message and writes dk, dv, and where wanted this rank's part of dDecay (shaped like the decay) and of dInitialState.</summary>
     public abstract void BackwardBegin(Tensor dk, Tensor dv, Tensor? dDecay, Tensor? dInitialState);
-
-    /// <summary>Keeps a tensor until the exchange is over.</summary>
-    protected Tensor Hold(Tensor tensor)
-    {
-        _held.Add(tensor);
-        return tensor;
-    }
-
-    public AttentionExchange Retain()
-    {
-        _owners++;
-        return this;
-    }
-
-    public void Release()
-    {
-        if (--_owners > 0) return;
-        Abandon();
-        foreach (Tensor tensor in _held) tensor.Dispose();
-        _held.Clear();
-    }
-
-    /// <summary>Waits for a message that nobody has waited for, so that its buffers can be freed.</summary>
-    protected virtual void Abandon() { }
 }

@@ -28,7 +28,8 @@ public static class SoftmaxAttention
         ArgumentNullException.ThrowIfNull(strategy);
         var call = new SoftmaxCall(k.Value, v.Value, group, options ?? AttentionOptions.Default);
         SoftmaxExchange exchange = strategy.Begin(call, k.Value, v.Value);
-        Variable token = new BeginFunction(exchange.Retain()).Record(k, v);
+        exchange.Retain();
+        Variable token = new BeginFunction(exchange).Record(k, v);
         return new PendingSoftmaxAttention(exchange, token);
     }
 
@@ -42,7 +43,8 @@ public static class SoftmaxAttention
             SoftmaxExchange exchange = pending.Take();
             exchange.Call.CheckQuery(q.Value);
             Tensor o = exchange.Finish(q.Value);
-            return new FinishFunction(exchange.Retain()).Record(q, pending.Token, o);
+            exchange.Retain();
+            return new FinishFunction(exchange).Record(q, pending.Token, o);
         }
     }
 
@@ -85,32 +87,10 @@ public static class SoftmaxAttention
     }
 }
 
-/// <summary>A softmax-attention call between Begin and Finish: its message is in flight. Finish uses it up; disposing it without Finish abandons the call (on every rank alike).</summary>
-public sealed class PendingSoftmaxAttention : IDisposable
+/// <summary>A softmax-attention call between Begin and Finish.</summary>
+public sealed class PendingSoftmaxAttention : PendingCall
 {
-    private SoftmaxExchange? _exchange;
-    private bool _taken;
+    internal PendingSoftmaxAttention(SoftmaxExchange exchange, Variable token) : base(exchange, token) { }
 
-    internal PendingSoftmaxAttention(SoftmaxExchange exchange, Variable token)
-    {
-        _exchange = exchange;
-        Token = token;
-    }
-
-    internal Variable Token { get; }
-
-    internal SoftmaxExchange Take()
-    {
-        if (_taken || _exchange is null) throw new LaspException("Finish was already called for this attention call; Begin starts a new one");
-        _taken = true;
-        return _exchange;
-    }
-
-    public void Dispose()
-    {
-        if (_exchange is null) return;
-        _exchange.Release();
-        _exchange = null;
-        Token.Dispose();
-    }
+    internal SoftmaxExchange Take() => (SoftmaxExchange)TakeCall();
 }

@@ -33,13 +33,9 @@ public abstract class SoftmaxParallel
 /// <summary>
 /// One softmax-attention call in flight, forward and backward. The four phases run in this order on every rank:
 /// Begin (the constructor) - Finish - BackwardFinish - BackwardBegin; what lies between two phases hides the message started in the first.
-/// Held by the pending handle and by the tape's two functions, and freed with the last of them.
 /// </summary>
-internal abstract class SoftmaxExchange(SoftmaxCall call)
+internal abstract class SoftmaxExchange(SoftmaxCall call) : CallInFlight
 {
-    private readonly List<IDisposable> _held = [];
-    private int _owners = 1;
-
     public SoftmaxCall Call { get; } = call;
 
     protected IBackend Backend => Call.Device.Backend;
@@ -56,26 +52,6 @@ internal abstract class SoftmaxExchange(SoftmaxCall call)
     /// <summary>Waits for dk [B, C, Hk, D] and dv [B, C, Hk, E].</summary>
     public abstract (Tensor Key, Tensor Value) BackwardBegin();
 
-    /// <summary>Keeps something until the exchange is over.</summary>
-    protected T Hold<T>(T owned) where T : IDisposable
-    {
-        _held.Add(owned);
-        return owned;
-    }
-
     /// <summary>Memory for sums of a gradient over ranks: zeros of fp32 (fp64).</summary>
     protected Tensor GradientSum(Shape shape) => Tensor.Zeros(shape, Call.DType.Accumulator(), Call.Device);
-
-    public SoftmaxExchange Retain()
-    {
-        _owners++;
-        return this;
-    }
-
-    public void Release()
-    {
-        if (--_owners > 0) return;
-        foreach (IDisposable held in _held) held.Dispose();
-        _held.Clear();
-    }
 }
