@@ -116,7 +116,7 @@ struct KeyDecayWalk {
 
     static __device__ __forceinline__ int quad(int row, int c) { return row * PITCH + 4 * (threadIdx.x % LANES) + 4 * LANES * c; }
 
-    // Adds this slab's share to P, and replaces the steps by the queries that reach entry. query_tile and steps are the same tile, one after the other.
+    // Adds this slab's share to P, and leaves the queries that reach entry in the tile of the steps, through which the queries also come in.
     static __device__ __forceinline__ void correlate_decayed(const WalkOperands& x, int d, const Chunk& chunk, const float* k_tile, float* steps, float* p_tile)
     {
         const int row = threadIdx.x / LANES, lane = threadIdx.x % LANES, last_row = threadIdx.x / WARP * WARP_ROWS + WARP_ROWS - 1;
