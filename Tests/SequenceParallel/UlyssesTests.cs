@@ -23,6 +23,19 @@ public class UlyssesTests
     }
 
     [Theory]
+    [InlineData(2)]
+    [InlineData(4)]
+    public void In_bf16_it_errs_at_most_twice_the_naive_op(int w)
+    {
+        foreach (DecayKind decay in Enum.GetValues<DecayKind>())
+        {
+            var @case = new StrategyCase(w, 200, DType.BF16) { Strategy = "ulysses", Decay = decay, B = 2, Hk = 4, D = 32 };
+            Dictionary<string, double> tolerances = @case.Bf16Tolerances();
+            Assert.All(@case.Errors(s_cpu), e => Assert.True(e.Value <= tolerances[e.Key], $"{@case}: {e.Key}: {e.Value:e2} above {tolerances[e.Key]:e2}"));
+        }
+    }
+
+    [Theory]
     [InlineData(4, 6, 2, 2)]
     [InlineData(3, 8, 4, 4)]
     [InlineData(2, 3, 1, 1)]
