@@ -3,35 +3,43 @@
 // A query that sees none has o = 0 and lse = -infinity. Results over different keys merge:
 //     lse = log(exp lse' + exp lse''),   o = exp(lse' - lse) o' + exp(lse'' - lse) o''
 // q [B, C, H, D], k [B, M, Hk, D], v [B, M, Hk, E]; o [B, C, H, E] of the element type or, in the kernels named f32, fp32; lse [B, C, H] fp32.
-// fp32 throughout, running maxima, keys in ascending order: deterministic.
+// fp32 sums and running maxima, keys in ascending order: deterministic. With bf16 operands the products run on tensor cores, which take the weights rounded to bf16.
 #include "softmax_tiles.cuh"
 
-// A row of scores belongs to the 16 threads of one ty, which are neighbours in a warp. Every one of them gets the result.
+// Over the lanes that share a row of scores; every one of them gets the result.
 template <typename Op> __device__ __forceinline__ float row_reduce(float x, Op op)
 {
 #pragma unroll
-    for (int lanes = SIDE / 2; lanes > 0; lanes /= 2) x = op(x, __shfl_xor_sync(0xFFFFFFFFu, x, lanes));
+    for (int lanes = ROW_LANES / 2; lanes > 0; lanes /= 2) x = op(x, __shfl_xor_sync(0xFFFFFFFFu, x, lanes));
     return x;
 }
 
-// The running softmax of this thread's four rows: maximum, and sum of exp(score - maximum).
+// The running softmax of this thread's rows: maximum, and sum of exp(score - maximum).
 struct RunningSoftmax {
-    float maximum[4], sum[4];
+    float maximum[ROWS], sum[ROWS];
+
+    static __device__ __forceinline__ RunningSoftmax empty()
+    {
+        RunningSoftmax none = {};
+#pragma unroll
+        for (int i = 0; i < ROWS; ++i) none.maximum[i] = -INFINITE;
+        return none;
+    }
 
     // Turns a tile of scores into weights relative to the new maxima, and rescales what was accumulated under the old ones.
-    __device__ __forceinline__ void absorb(Fragment& scores, Fragment (&out)[SLICES])
+    __device__ __forceinline__ void absorb(Products& scores, Products (&out)[SLICES])
     {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
+        for (int i = 0; i < ROWS; ++i) {
             float top = maximum[i];
 #pragma unroll
-            for (int j = 0; j < 4; ++j) top = fmaxf(top, scores.at[i][j]);
+            for (int j = 0; j < COLUMNS; ++j) top = fmaxf(top, scores.at[i][j]);
             top = row_reduce(top, Maximum());
             const float reference = top == -INFINITE ? 0.0f : top;  // nothing seen yet: all weights are exp(-infinity)
             const float kept = expf(maximum[i] - reference);
             float added = 0.0f;
 #pragma unroll
-            for (int j = 0; j < 4; ++j) {
+            for (int j = 0; j < COLUMNS; ++j) {
                 scores.at[i][j] = expf(scores.at[i][j] - reference);
                 added += scores.at[i][j];
             }
@@ -40,27 +48,26 @@ struct RunningSoftmax {
 #pragma unroll
             for (int s = 0; s < SLICES; ++s)
 #pragma unroll
-                for (int j = 0; j < 4; ++j) out[s].at[i][j] *= kept;
+                for (int j = 0; j < COLUMNS; ++j) out[s].at[i][j] *= kept;
         }
     }
 };
 
-__device__ __forceinline__ void mask_scores(const Visibility& seen, int first_key, float scale_factor, Fragment& scores)
+__device__ __forceinline__ void mask_scores(const Visibility& seen, int first_key, float scale_factor, Products& scores)
 {
-    const int tx = threadIdx.x % SIDE, ty = threadIdx.x / SIDE;
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
+    for (int i = 0; i < ROWS; ++i)
 #pragma unroll
-        for (int j = 0; j < 4; ++j)
-            scores.at[i][j] = seen.sees(ty + SIDE * i, first_key + tx + SIDE * j) ? scores.at[i][j] * scale_factor : -INFINITE;
+        for (int j = 0; j < COLUMNS; ++j)
+            scores.at[i][j] = seen.sees(row_of(i), first_key + column_of(j)) ? scores.at[i][j] * scale_factor : -INFINITE;
 }
 
 template <typename Output> __device__ __forceinline__ void attend(
     const element* q, const element* k, const element* v, const int64* ranges, int64 first_key, int64 queries, int keys, int heads, int key_heads, int width, int value_width,
     int64 batches, float scale_factor, Output* o, float* log_sum_exp)
 {
-    __shared__ __align__(16) float a_tile[TILE_FLOATS];
-    __shared__ __align__(16) float b_tile[TILE_FLOATS];
+    __shared__ __align__(16) operand a_tile[OPERAND_TILE];
+    __shared__ __align__(16) operand b_tile[OPERAND_TILE];
     __shared__ Visibility seen;
     const int spans = (value_width + SPAN - 1) / SPAN, column = blockIdx.x % spans * SPAN;
     const int64 unit = blockIdx.x / spans, head = unit % heads, batch = unit / heads % batches;
@@ -74,11 +81,11 @@ template <typename Output> __device__ __forceinline__ void attend(
     load_visibility(ranges, token, rows, first_key, keys, seen);
     __syncthreads();
     const KeySpan span = seen_by_any(seen);
-    Fragment out[SLICES] = {};
-    RunningSoftmax softmax = { { -INFINITE, -INFINITE, -INFINITE, -INFINITE }, {} };
+    Products out[SLICES] = {};
+    RunningSoftmax softmax = RunningSoftmax::empty();
     for (int key = span.first / TILE * TILE; key <= span.last; key += TILE) {
         const int key_rows = rows_from(key, keys);
-        Fragment scores = {};
+        Products scores = {};
         correlate_rows(q_columns, token, rows, k_columns, key, key_rows, a_tile, b_tile, scores);
         mask_scores(seen, key, scale_factor, scores);
         softmax.absorb(scores, out);
@@ -90,24 +97,23 @@ template <typename Output> __device__ __forceinline__ void attend(
     for_each_output(out, rows, v_columns.columns, [&](int i, int row, int c, float value) {
         from_float(softmax.sum[i] > 0.0f ? value / softmax.sum[i] : 0.0f, o[(first_row + (int64)row * heads) * value_width + column + c]);
     });
-    const int tx = threadIdx.x % SIDE, ty = threadIdx.x / SIDE;
-    if (tx != 0 || column != 0) return;
+    if (threadIdx.x % ROW_LANES != 0 || column != 0) return;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        const int row = ty + SIDE * i;
+    for (int i = 0; i < ROWS; ++i) {
+        const int row = row_of(i);
         if (row < rows) log_sum_exp[first_row + (int64)row * heads] = softmax.sum[i] > 0.0f ? softmax.maximum[i] + logf(softmax.sum[i]) : -INFINITE;
     }
 }
 
-// Launch: 256 threads; one block per (64 queries, b, h, 128 columns of E), the last fastest.
-KERNEL __launch_bounds__(THREADS, 2) softmax_attention_fwd(
+// Launch: BLOCK threads (256, or 128 for bf16); one block per (64 queries, b, h, 128 columns of E), the last fastest.
+KERNEL __launch_bounds__(BLOCK, RESIDENT) softmax_attention_fwd(
     const element* q, const element* k, const element* v, const int64* ranges, int64 first_key, int64 queries, int keys, int heads, int key_heads, int width, int value_width,
     int64 batches, float scale_factor, element* o, float* log_sum_exp)
 {
     attend(q, k, v, ranges, first_key, queries, keys, heads, key_heads, width, value_width, batches, scale_factor, o, log_sum_exp);
 }
 
-KERNEL __launch_bounds__(THREADS, 2) softmax_attention_fwd_f32(
+KERNEL __launch_bounds__(BLOCK, RESIDENT) softmax_attention_fwd_f32(
     const element* q, const element* k, const element* v, const int64* ranges, int64 first_key, int64 queries, int keys, int heads, int key_heads, int width, int value_width,
     int64 batches, float scale_factor, float* o, float* log_sum_exp)
 {

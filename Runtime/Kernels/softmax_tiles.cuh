@@ -2,6 +2,7 @@
 // global index first_key + j.
 #ifndef LASP_SOFTMAX_TILES
 #define LASP_SOFTMAX_TILES
+#define LASP_TENSOR_PRODUCTS LASP_ELEMENT_BF16
 #include "product_tiles.cuh"
 
 // The visible keys of each query of a tile, as indices of the call's keys; a query that sees none, or does not exist, has first > last.

@@ -2,7 +2,7 @@ namespace LaspNative.Runtime.Cuda;
 
 /// <summary>
 /// Softmax attention over a block of keys, and its gradients (softmax_attention.cu, softmax_attention_bwd.cu): tiles of 64 queries and 64 keys in shared memory, whatever the
-/// lengths. Without queries or without keys there is nothing to walk: then o = 0, log-sum-exp = -infinity, and no gradient is added.
+/// lengths; bf16 runs on tensor cores. Without queries or without keys there is nothing to walk: then o = 0, log-sum-exp = -infinity, and no gradient is added.
 /// </summary>
 internal sealed partial class CudaBackend
 {
@@ -11,6 +11,9 @@ internal sealed partial class CudaBackend
 
     /// <summary>Columns that one block makes: SPAN of product_tiles.cuh.</summary>
     private const long Span = 128;
+
+    /// <summary>Threads of a block: BLOCK of product_tiles_fp32.cuh, and of product_tiles_tensor.cuh for bf16.</summary>
+    private static uint SoftmaxThreads(DType element) => element == DType.BF16 ? 128u : 256u;
 
     /// <summary>The extents of one call: q [B,C,H,D] against k [B,M,Hk,D] and v [B,M,Hk,E].</summary>
     private readonly record struct SoftmaxBlock(long Batches, long Queries, long Keys, long Heads, long KeyHeads, long KeyWidth, long ValueWidth)
@@ -46,7 +49,7 @@ internal sealed partial class CudaBackend
         block.RequireRows(logSumExp);
         long blocks = AttentionRun.Slices(block.Queries) * block.Batches * block.Heads * CeilDivide(block.ValueWidth, Span);
         Launch(
-            SoftmaxFile, accumulator ? "softmax_attention_fwd_f32" : "softmax_attention_fwd", q.DType, Blocks(blocks, BlockThreads),
+            SoftmaxFile, accumulator ? "softmax_attention_fwd_f32" : "softmax_attention_fwd", q.DType, Blocks(blocks, SoftmaxThreads(q.DType)),
             q.Pointer, k.Pointer, v.Pointer, ranges.Pointer, firstKey, block.Queries, block.Keys, block.Heads, block.KeyHeads, block.KeyWidth, block.ValueWidth,
             block.Batches, (float)scale, o.Pointer, logSumExp.Pointer);
     }
@@ -87,12 +90,12 @@ internal sealed partial class CudaBackend
         RequireShape(dv, DType.F32, v.Shape);
         long queryBlocks = AttentionRun.Slices(block.Queries) * block.Batches * block.Heads * CeilDivide(block.KeyWidth, Span);
         Launch(
-            SoftmaxBackwardFile, "softmax_attention_bwd_query", q.DType, Blocks(queryBlocks, BlockThreads),
+            SoftmaxBackwardFile, "softmax_attention_bwd_query", q.DType, Blocks(queryBlocks, SoftmaxThreads(q.DType)),
             q.Pointer, k.Pointer, v.Pointer, dO.Pointer, logSumExp.Pointer, delta.Pointer, ranges.Pointer, firstKey, block.Queries, block.Keys, block.Heads, block.KeyHeads,
             block.KeyWidth, block.ValueWidth, block.Batches, (float)scale, dq.Pointer);
         long keyBlocks = AttentionRun.Slices(block.Keys) * block.Batches * block.KeyHeads * CeilDivide(Math.Max(block.KeyWidth, block.ValueWidth), Span);
         Launch(
-            SoftmaxBackwardFile, "softmax_attention_bwd_key_value", q.DType, Blocks(keyBlocks, BlockThreads),
+            SoftmaxBackwardFile, "softmax_attention_bwd_key_value", q.DType, Blocks(keyBlocks, SoftmaxThreads(q.DType)),
             q.Pointer, k.Pointer, v.Pointer, dO.Pointer, logSumExp.Pointer, delta.Pointer, ranges.Pointer, firstKey, block.Queries, block.Keys, block.Heads, block.KeyHeads,
             block.KeyWidth, block.ValueWidth, block.Batches, (float)scale, dk.Pointer, dv.Pointer);
     }
