@@ -104,13 +104,15 @@ public sealed class AttendInputTests : IDisposable
         AssertRefused("--no-causal with log_decay has no meaning", "--no-causal");
         AssertRefused("--dtype bf16 does not fit q, which is F32", "--dtype", "bf16");
         Write("q:F32:1,4,2,8 k:F32:1,4,2,8 v:F32:1,4,2,8");
-        AssertRefused("lasp1", "--no-causal", "--strategy", "lasp1", "--ranks", "2");
+        AssertRefused("strategy lasp1 is causal only", "--no-causal", "--strategy", "lasp1", "--ranks", "2");
         AssertRefused("--dp 2 shares a batch among groups", "--dp", "2");
-        AssertRefused("2", "--strategy", "ulysses", "--ranks", "4");
+        AssertRefused("the largest number of ranks it can use is 2", "--strategy", "ulysses", "--ranks", "4");
+        AssertRefused("the largest number of ranks it can use is 2", "--attention", "softmax", "--softmax-strategy", "ulysses", "--ranks", "4");
         AssertRefused("cannot be written", "--output", PathOf("no/folder/out"));
         Write("q:F32:1,4,2,8 k:F32:1,4,2,8 v:F32:1,4,2,8 initial_state:F32:1,2,8,8");
         AssertRefused("initial_state belongs to linear attention", "--attention", "softmax");
-        AssertRefused("ring", "--strategy", "ring", "--ranks", "2");
+        AssertRefused("strategy ring passes no state and takes no initial_state", "--strategy", "ring", "--ranks", "2");
+        AssertRefused("takes no initial_state", "--no-causal");
         Write("q:F64:1,4,2,8 k:F64:1,4,2,8 v:F64:1,4,2,8");
         AssertRefused("q is F64, which runs on the cpu only", "--device", "cuda");
     }
