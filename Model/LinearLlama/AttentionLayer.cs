@@ -39,8 +39,8 @@ internal abstract class AttentionLayer : IDisposable
     protected Variable Heads(Variable x, Variable weight, int heads) =>
         Consume(Linear.Apply(x, weight), flat => Reshape.Apply(flat, [x.Shape[0], x.Shape[1], heads, Config.HeadWidth]));
 
-    /// <summary>Turns heads by their tokens' positions in the whole sequence.</summary>
-    protected Variable Rotate(Variable heads, SequenceContext sequence) => Consume(heads, h => Rope.Apply(h, sequence.FirstPosition, Config.RopeTheta));
+    /// <summary>Turns heads by their tokens' positions.</summary>
+    protected Variable Rotate(Variable heads, SequenceContext sequence) => Consume(heads, h => Rope.Apply(h, sequence.Positions, Config.RopeTheta));
 
     /// <summary>o [B, C, H, D] to [B, C, hidden].</summary>
     protected Variable Merge(Variable o)

@@ -1,3 +1,4 @@
+using LaspNative.Autograd;
 using LaspNative.Collectives;
 
 namespace LaspNative.Model;
@@ -9,9 +10,21 @@ namespace LaspNative.Model;
 /// <param name="Partition">Which tokens of a sequence each rank of the group holds.</param>
 public sealed record SequenceContext(ICommunicator Group, SequenceParallel Strategy, SoftmaxParallel SoftmaxStrategy, SequencePartition Partition)
 {
-    /// <summary>Position of this rank's first token in the whole sequence.</summary>
-    public long FirstPosition => Partition.Start(Group.Rank);
+    /// <summary>The documents that the one sequence of the batch is packed from: none sees another, and each counts its positions from 0. Null: every sequence is one document.</summary>
+    public PackedDocuments? Documents { get; init; }
+
+    /// <summary>Positions of this rank's tokens, each in its document.</summary>
+    public IReadOnlyList<PositionRun> Positions
+    {
+        get
+        {
+            (long start, long length) = (Partition.Start(Group.Rank), Partition.Length(Group.Rank));
+            return Documents is null
+                ? [new PositionRun(length, start)]
+                : [.. Documents.Pieces(start, length).Select(piece => new PositionRun(piece.Length, start + piece.Start - Documents.Start(piece.Document)))];
+        }
+    }
 
     /// <summary>What an attention layer of this model says about its calls.</summary>
-    internal AttentionOptions Attention(LinearLlamaConfig config) => new() { QueryHeads = config.NumAttentionHeads, Partition = Partition, Causal = config.IsDecoder };
+    internal AttentionOptions Attention(LinearLlamaConfig config) => new() { QueryHeads = config.NumAttentionHeads, Partition = Partition, Causal = config.IsDecoder, Documents = Documents };
 }

@@ -1,3 +1,4 @@
+using LaspNative.Collectives;
 using LaspNative.Model;
 using LaspNative.Runtime;
 using Xunit;
@@ -59,6 +60,28 @@ public class RankParityTests
         const int tokens = 70;
         SequenceBatch batch = StepOnRanks.RandomBatch(4, tokens, (b, i) => sp == 1 ? b != 3 : b % 2 == 0 ? i < tokens / 4 : i < tokens / 2);
         new StepOnRanks(Variant(variant), batch, dtype).AssertEqualsOneRank(dp, sp);
+    }
+
+    [Theory]
+    [InlineData("hybrid", 1)]
+    [InlineData("hybrid", 3)]
+    [InlineData("retention", 4)]
+    public void Packed_documents_are_trained_as_if_alone(string variant, int ranks)
+    {
+        long[] bounds = [0, 1, 20, 33, 70];
+        SequenceBatch packed = StepOnRanks.RandomBatch(1, 70, (_, i) => !bounds.Contains(i + 1));
+        var step = new StepOnRanks(Variant(variant), packed, DType.F64) { Documents = new PackedDocuments(bounds) };
+        double sum = 0;
+        for (int d = 0; d < bounds.Length - 1; d++)
+        {
+            (int start, int end) = ((int)bounds[d], (int)bounds[d + 1]);
+            var alone = new SequenceBatch(1, end - start);
+            packed.Tokens(0)[start..end].CopyTo(alone.Tokens(0));
+            packed.Labels(0)[start..end].CopyTo(alone.Labels(0));
+            sum += new StepOnRanks(step.Config, alone, DType.F64).Evaluate(1, 1)[0].Loss * alone.ValidLabels;
+        }
+        Assert.Equal(sum / packed.ValidLabels, step.Evaluate(1, ranks)[0].Loss, 1e-10);
+        step.AssertEqualsOneRank(1, ranks);
     }
 
     [Theory]

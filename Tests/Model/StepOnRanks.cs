@@ -13,6 +13,9 @@ internal sealed record StepOnRanks(LinearLlamaConfig Config, SequenceBatch Batch
 
     public LaspNative.Collectives.SoftmaxParallel SoftmaxStrategy { get; init; } = SoftmaxAllGather.Default;
 
+    /// <summary>The documents that the one sequence is packed from.</summary>
+    public PackedDocuments? Documents { get; init; }
+
     /// <summary>A small model in which every part matters.</summary>
     public static LinearLlamaConfig Small { get; } = new()
     {
@@ -62,7 +65,7 @@ internal sealed record StepOnRanks(LinearLlamaConfig Config, SequenceBatch Batch
         {
             using var mesh = new ProcessMesh(rank.World, dp, sp);
             using var model = new LinearLlamaModel(Config, rank.Device, DType, seed: 3);
-            using var step = new GlobalStep(model, mesh.World, new SequenceContext(mesh.SequenceParallel, Strategy, SoftmaxStrategy, new SequencePartition(Batch.Length, sp)));
+            using var step = new GlobalStep(model, mesh.World, new SequenceContext(mesh.SequenceParallel, Strategy, SoftmaxStrategy, new SequencePartition(Batch.Length, sp)) { Documents = Documents });
             int share = Batch.Count / dp;
             (double loss, _) = step.Run(mesh.SpRank == SequenceScatter.Source ? Share(mesh.DpRank * share, share) : null, share);
             results[rank.Rank] = (loss, model.Parameters.ToDictionary(p => p.Name, p => p.Variable.Gradient!.ToDoubles()));
