@@ -80,6 +80,18 @@ internal sealed class RankThreads(RankHost host, int size, Action<RankContext> b
         foreach (Thread thread in threads) thread.Join();
     }
 
+    /// <summary>
+    /// Keeps the cause: the first error that is not an echo of another rank's. An echo may come first, when the failing rank gave up its groups before it could say why.
+    /// </summary>
+    private void Remember(Exception error)
+    {
+        lock (_devices)
+        {
+            if (_firstError is null || (_firstError.SourceException is GroupFailedException && error is not GroupFailedException))
+                _firstError = ExceptionDispatchInfo.Capture(error);
+        }
+    }
+
     private void RunRank(int rank)
     {
         ICommunicator? world = null;
@@ -91,8 +103,7 @@ internal sealed class RankThreads(RankHost host, int size, Action<RankContext> b
         }
         catch (Exception error)
         {
-            // The first error is the cause; the others' are its echoes.
-            Interlocked.CompareExchange(ref _firstError, ExceptionDispatchInfo.Capture(error), null);
+            Remember(error);
             host.Abort(rank, error);
         }
         finally
