@@ -79,7 +79,7 @@ internal sealed class LocalCommunicator : Communicator
     private protected override CommunicationWork StartSend(Tensor source, int peer)
     {
         Post(new LocalChannel(Rank, peer), Message(source), source);
-        return CommunicationWork.Done;
+        return new Sent(_copies);
     }
 
     private protected override CommunicationWork StartReceive(Tensor destination, int peer)
@@ -207,6 +207,12 @@ internal sealed class LocalCommunicator : Communicator
         }
         if (sum.DType != destination.DType) Device.Backend.Cast(sum, destination);
         _copies.FollowCompute();
+    }
+
+    /// <summary>The message is the peer's business; the source is free for compute work, and for the allocator, once its copy into the staging memory has run.</summary>
+    private sealed class Sent(CopyQueue copies) : CommunicationWork
+    {
+        public override void Wait() => copies.LeadCompute();
     }
 
     private sealed class Work(LocalCommunicator communicator, LocalExchange exchange, Action read) : CommunicationWork

@@ -29,6 +29,32 @@ public sealed class VirtualRankTests : CollectiveContract
         Assert.All(errors, e => Assert.Contains("called AllGather of 4 F32 elements", Assert.IsType<GroupFailedException>(e).Message, StringComparison.Ordinal));
     }
 
+    /// <summary>After Wait the source of a message may be freed and its memory written again, however late the communication stream is.</summary>
+    [Fact]
+    public void Memory_of_a_sent_message_is_free_only_when_it_has_been_read() => Run(2, DType.F32, r =>
+    {
+        const int Count = 1 << 16;
+        var device = (CudaDevice)r.Device;
+        using Tensor big = Tensor.Zeros([1 << 28], DType.F32, device);
+        using Tensor copy = Tensor.Zeros([1 << 28], DType.F32, device);
+        r.World.Barrier();
+        for (int round = 1; round <= 4; round++)
+        {
+            if (r.Rank == 0)
+            {
+                for (int i = 0; i < 4; i++) device.CommunicationStream.CopyAsync(big.Pointer, copy.Pointer, big.Bytes);
+                using (Tensor message = Filled(r, DType.F32, Count, _ => round)) r.World.Send(message, 1).Wait();
+                using Tensor next = Filled(r, DType.F32, Count, _ => -1);
+            }
+            else
+            {
+                using Tensor message = Poisoned(r, DType.F32, Count);
+                r.World.Receive(message, 0).Wait();
+                Assert.All(message.ToDoubles(), v => Assert.Equal(round, v));
+            }
+        }
+    });
+
     /// <summary>A message does not wait for compute work that was queued after it, and compute work queued after its Wait sees it.</summary>
     [Fact]
     public void Messages_and_compute_work_are_ordered_both_ways() => Run(4, DType.F32, r =>
