@@ -90,18 +90,29 @@ public sealed record StrategyCase(int W, int N, DType DType)
         LinearAttentionOracle.Gradients gradients = oracle.Backward(OutputGradient, FinalStateGradient);
         var errors = new Dictionary<string, double>(StringComparer.Ordinal);
         void Compare(string what, double[]? actual, double[] reference) => errors[what] = Oracles.Errors.Relative(actual, reference);
-        for (int r = 0; r < W; r++)
-        {
-            Compare($"o on rank {r}", results[r].Output, Chunk(expected.Output, H, E, r));
-            Compare($"dq on rank {r}", results[r].Query, Chunk(gradients.Query, H, D, r));
-            Compare($"dk on rank {r}", results[r].Key, Chunk(gradients.Key, Hk, D, r));
-            Compare($"dv on rank {r}", results[r].Value, Chunk(gradients.Value, Hk, E, r));
-            if (Decay is DecayKind.Token or DecayKind.Channel) Compare($"d_log_decay on rank {r}", results[r].Decay, Chunk(gradients.Decay, H, Decay == DecayKind.Token ? 1 : D, r));
-        }
+        for (int r = 0; r < W; r++) CompareRank(r, results[r], expected, gradients, Compare);
         Compare("final_state", Sum(results, r => r.FinalState), expected.FinalState);
         if (Decay == DecayKind.Head) Compare("d_log_decay", Sum(results, r => r.Decay!), gradients.Decay);
         if (oracle.InitialState is not null) Compare("d_initial_state", Sum(results, r => r.InitialState!), gradients.InitialState);
         return errors;
+    }
+
+    /// <summary>The errors of one rank's own results: what it can judge alone, as one of several processes.</summary>
+    public Dictionary<string, double> ErrorsOfRank(RankContext rank)
+    {
+        LinearAttentionOracle oracle = Oracle;
+        var errors = new Dictionary<string, double>(StringComparer.Ordinal);
+        CompareRank(rank.Rank, RunRank(rank, oracle), oracle.Forward(), oracle.Backward(OutputGradient, FinalStateGradient), (what, actual, reference) => errors[what] = Oracles.Errors.Relative(actual, reference));
+        return errors;
+    }
+
+    private void CompareRank(int r, RankResult result, LinearAttentionOracle.Values expected, LinearAttentionOracle.Gradients gradients, Action<string, double[]?, double[]> compare)
+    {
+        compare($"o on rank {r}", result.Output, Chunk(expected.Output, H, E, r));
+        compare($"dq on rank {r}", result.Query, Chunk(gradients.Query, H, D, r));
+        compare($"dk on rank {r}", result.Key, Chunk(gradients.Key, Hk, D, r));
+        compare($"dv on rank {r}", result.Value, Chunk(gradients.Value, Hk, E, r));
+        if (Decay is DecayKind.Token or DecayKind.Channel) compare($"d_log_decay on rank {r}", result.Decay, Chunk(gradients.Decay, H, Decay == DecayKind.Token ? 1 : D, r));
     }
 
     /// <summary>Every rank's results.</summary>

@@ -10,6 +10,8 @@ public abstract class StrategyGpuContract
     /// <summary>Where the ranks run; skips the test where that is not here.</summary>
     protected abstract WorldOptions World(int ranks);
 
+    internal static StrategyCase Bf16Case(string strategy, int w, DecayKind decay) => new(w, 200, DType.BF16) { Strategy = strategy, Decay = decay, H = 4, Hk = strategy == "ulysses" ? 4 : 2, D = 32, E = 24 };
+
     protected void AssertF32(string strategy, int w, int n, DecayKind decay, string kind)
     {
         WorldOptions world = World(w);
@@ -20,7 +22,7 @@ public abstract class StrategyGpuContract
     protected void AssertBf16(string strategy, int w, DecayKind decay)
     {
         WorldOptions world = World(w);
-        var @case = new StrategyCase(w, 200, DType.BF16) { Strategy = strategy, Decay = decay, H = 4, Hk = strategy == "ulysses" ? 4 : 2, D = 32, E = 24 };
+        StrategyCase @case = Bf16Case(strategy, w, decay);
         Dictionary<string, double> tolerances = @case.Bf16Tolerances();
         Assert.All(@case.Errors(world), e => Assert.True(e.Value <= tolerances[e.Key], $"{@case}: {e.Key}: {e.Value:e2} above {tolerances[e.Key]:e2}"));
     }
