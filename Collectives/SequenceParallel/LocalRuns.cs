@@ -7,10 +7,13 @@ namespace LaspNative.Collectives;
 /// meet other ranks: the first, if its document began before (it enters with P_t), and the last, if its document goes on (D_t comes back through it).
 ///   a run enters with  P_t, or its document's initial state, or zero       its gradient D comes from  D_t, or its document's final state, or zero
 /// All strategies that pass states compute through this; they differ only in how P_t and D_t travel.
+/// A device that cuts runs into segments finds the segments' states once per direction: they are kept from the first phase that needs them to the last.
 /// </summary>
-internal sealed class LocalRuns(AttentionCall call, Tensor k, Tensor v, Tensor? decay, Tensor? initialState)
+internal sealed class LocalRuns(AttentionCall call, Tensor k, Tensor v, Tensor? decay, Tensor? initialState) : IDisposable
 {
     private readonly IReadOnlyList<DocumentPiece> _pieces = call.OwnPieces;
+    private readonly Dictionary<DocumentPiece, Tensor> _entering = []; // segments of State and Forward
+    private readonly Dictionary<DocumentPiece, Tensor> _leaving = []; // segments of BackwardState and BackwardKeyValue
 
     public Tensor K => k;
 
@@ -29,7 +32,7 @@ internal sealed class LocalRuns(AttentionCall call, Tensor k, Tensor v, Tensor? 
             return;
         }
         using Piece piece = Cut(last);
-        Backend.LinearAttentionState(piece.K, piece.V, piece.Decay, state);
+        OwnState(piece, last, state);
         if (last.IsFirst && piece.Initial is not null) Propagate(piece, piece.Initial, state, state);
     }
 
@@ -42,11 +45,18 @@ internal sealed class LocalRuns(AttentionCall call, Tensor k, Tensor v, Tensor? 
             using Piece piece = Cut(p);
             using Tensor qPiece = Tokens(q, p), oPiece = Tokens(o, p);
             Tensor? start = p.IsFirst ? piece.Initial : entering;
-            Backend.LinearAttention(qPiece, piece.K, piece.V, piece.Decay, start, call.Scale, oPiece);
-            if (finalState is null || !p.IsLast) continue;
-            using Tensor final = call.OfDocument(finalState, p), own = call.EmptyState();
-            Backend.LinearAttentionState(piece.K, piece.V, piece.Decay, own);
-            Propagate(piece, start, own, final);
+            bool leavesFinal = finalState is not null && p.IsLast;
+            if (leavesFinal || (IsCut(p) && !_entering.ContainsKey(p)))
+            {
+                using Tensor own = call.EmptyState();
+                OwnState(piece, p, own);
+                if (leavesFinal)
+                {
+                    using Tensor final = call.OfDocument(finalState!, p);
+                    Propagate(piece, start, own, final);
+                }
+            }
+            Backend.LinearAttention(qPiece, piece.K, piece.V, piece.Decay, start, call.Scale, oPiece, _entering.GetValueOrDefault(p));
         }
     }
 
@@ -59,7 +69,7 @@ internal sealed class LocalRuns(AttentionCall call, Tensor k, Tensor v, Tensor? 
             return;
         }
         using Piece piece = Cut(first);
-        OwnGradient(piece, first, q, dO, dState);
+        OwnGradient(piece, first, q, dO, dState, Segments(_leaving, first));
         if (!first.IsLast || dFinalState is null) return;
         using Tensor dFinal = call.OfDocument(dFinalState, first);
         Propagate(piece, dFinal, dState, dState);
@@ -71,10 +81,11 @@ internal sealed class LocalRuns(AttentionCall call, Tensor k, Tensor v, Tensor? 
         {
             using Piece piece = Cut(p);
             using Tensor dOPiece = Tokens(dO, p), dqPiece = Tokens(dq, p);
-            Backend.LinearAttentionBackwardQuery(piece.K, piece.V, dOPiece, piece.Decay, p.IsFirst ? piece.Initial : entering, call.Scale, dqPiece);
+            Backend.LinearAttentionBackwardQuery(piece.K, piece.V, dOPiece, piece.Decay, p.IsFirst ? piece.Initial : entering, call.Scale, dqPiece, _entering.GetValueOrDefault(p));
         }
     }
 
+    /// <summary>dk and dv. Before <see cref="BackwardDecay"/>, which uses what this leaves.</summary>
     public void BackwardKeyValue(Tensor q, Tensor dO, Tensor? leaving, Tensor? dFinalState, Tensor dk, Tensor dv)
     {
         foreach (DocumentPiece p in _pieces)
@@ -82,7 +93,12 @@ internal sealed class LocalRuns(AttentionCall call, Tensor k, Tensor v, Tensor? 
             using Piece piece = Cut(p);
             using Tensor qPiece = Tokens(q, p), dOPiece = Tokens(dO, p), dkPiece = Tokens(dk, p), dvPiece = Tokens(dv, p);
             using Tensor? d = Leaving(p, leaving, dFinalState);
-            Backend.LinearAttentionBackwardKeyValue(qPiece, piece.K, piece.V, dOPiece, piece.Decay, d, call.Scale, dkPiece, dvPiece);
+            if (IsCut(p) && !_leaving.ContainsKey(p))
+            {
+                using Tensor own = call.EmptyState();
+                OwnGradient(piece, p, q, dO, own, Segments(_leaving, p));
+            }
+            Backend.LinearAttentionBackwardKeyValue(qPiece, piece.K, piece.V, dOPiece, piece.Decay, d, call.Scale, dkPiece, dvPiece, _leaving.GetValueOrDefault(p));
         }
     }
 
@@ -97,7 +113,8 @@ internal sealed class LocalRuns(AttentionCall call, Tensor k, Tensor v, Tensor? 
             using Tensor qPiece = Tokens(q, p), dOPiece = Tokens(dO, p);
             using Tensor? d = Leaving(p, leaving, dFinalState);
             using Tensor part = perHead ? Tensor.Empty(dDecay.Shape, dDecay.DType, call.Device) : Tokens(dDecay, p);
-            Backend.LinearAttentionBackwardDecay(qPiece, piece.K, piece.V, dOPiece, piece.Decay!, p.IsFirst ? piece.Initial : entering, d, call.Scale, part);
+            Backend.LinearAttentionBackwardDecay(
+                qPiece, piece.K, piece.V, dOPiece, piece.Decay!, p.IsFirst ? piece.Initial : entering, d, call.Scale, part, _entering.GetValueOrDefault(p), _leaving.GetValueOrDefault(p));
             if (perHead) Backend.AddScaled(part, 1, dDecay);
         }
     }
@@ -112,15 +129,38 @@ internal sealed class LocalRuns(AttentionCall call, Tensor k, Tensor v, Tensor? 
             using Piece piece = Cut(p);
             using Tensor own = call.EmptyState(), gradient = call.OfDocument(dInitialState, p);
             using Tensor? d = Leaving(p, leaving, dFinalState);
-            OwnGradient(piece, p, q, dO, own);
+            OwnGradient(piece, p, q, dO, own, segments: null);
             Propagate(piece, d, own, gradient);
         }
     }
 
-    private void OwnGradient(Piece piece, DocumentPiece p, Tensor q, Tensor dO, Tensor dState)
+    /// <summary>M of a piece, entered with zero.</summary>
+    private void OwnState(Piece piece, DocumentPiece p, Tensor state) => Backend.LinearAttentionState(piece.K, piece.V, piece.Decay, state, Segments(_entering, p));
+
+    private void OwnGradient(Piece piece, DocumentPiece p, Tensor q, Tensor dO, Tensor dState, Tensor? segments)
     {
         using Tensor qPiece = Tokens(q, p), dOPiece = Tokens(dO, p);
-        Backend.LinearAttentionBackwardState(qPiece, dOPiece, piece.Decay, call.Scale, dState);
+        Backend.LinearAttentionBackwardState(qPiece, dOPiece, piece.Decay, call.Scale, dState, segments);
+    }
+
+    private long SegmentCount(DocumentPiece p) => Backend.LinearAttentionSegments(call.Batch, p.Length, call.Heads, call.KeyDim, call.ValueDim);
+
+    private bool IsCut(DocumentPiece p) => SegmentCount(p) > 1;
+
+    /// <summary>The segments of a piece, kept from now on; null where the device does not cut it.</summary>
+    private Tensor? Segments(Dictionary<DocumentPiece, Tensor> kept, DocumentPiece p)
+    {
+        if (!IsCut(p)) return null;
+        if (!kept.TryGetValue(p, out Tensor? segments))
+            kept.Add(p, segments = Tensor.Empty([SegmentCount(p), .. call.StateShape], call.DType.Accumulator(), call.Device, MemoryCategory.States));
+        return segments;
+    }
+
+    public void Dispose()
+    {
+        foreach (Tensor segments in _entering.Values.Concat(_leaving.Values)) segments.Dispose();
+        _entering.Clear();
+        _leaving.Clear();
     }
 
     /// <summary>destination = A state + own, by the one kernel that combines states.</summary>

@@ -38,7 +38,7 @@ internal abstract class AttentionExchange : CallInFlight
         V = Hold(v.Share());
         Decay = decay is null ? null : Hold(decay.Share());
         InitialState = initialState is null ? null : Hold(initialState.Share());
-        Runs = new LocalRuns(call, K, V, Decay, InitialState);
+        Runs = Hold(new LocalRuns(call, K, V, Decay, InitialState));
     }
 
     public AttentionCall Call { get; }

@@ -59,7 +59,7 @@ public sealed class Ulysses : SequenceParallel
             Tensor? decay = Decay is null ? null : Hold(Decay.Shape.Rank == 1 ? _shards.OwnHeads(Decay) : TakeFirst());
             Tensor? initial = InitialState is null ? null : Hold(_shards.OwnStates(InitialState));
             _q = Hold(TakeFirst());
-            _runs = new LocalRuns(_shard, k, v, decay, initial);
+            _runs = Hold(new LocalRuns(_shard, k, v, decay, initial));
             using Tensor output = Tensor.Empty(_shard.OutputShape, Call.DType, Call.Device);
             using Tensor? final = finalState is null ? null : EmptyStates();
             _runs.Forward(_q, entering: null, output, final);

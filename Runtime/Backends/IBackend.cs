@@ -107,29 +107,40 @@ public interface IBackend
     // decay: the log decay g of Acc, told apart by its shape: null (none), [H] per head, [B,N,H] per token and head, [B,N,H,D] per token, head and key channel (a multiplies the rows of S).
     // N may be 0. G_i below is the sum of g over tokens 1..i; it restarts at every sub-chunk of at most 64 tokens, which carries the state, so no exponent spans the run.
 
-    /// <summary>M = sum_i exp(G_N - G_i) . k_i^T v_i: the state that this run leaves when it enters with zero.</summary>
-    void LinearAttentionState(Tensor k, Tensor v, Tensor? decay, Tensor state);
+    // A device may cut a run into segments that it walks side by side: one pass leaves each segment's own state, an ordered scan makes of them the states that enter, a walk makes the outputs.
+    // What one call has found out another can use: "segments" is null (then the call makes its own pass), or [LinearAttentionSegments(..),B,H,D,E] of Acc, which the device alone writes and reads.
 
-    /// <summary>o_i = scale * q_i S_i with S_0 = initialState [B,H,D,E] (null: zero). Intra and inter part in one pass.</summary>
-    void LinearAttention(Tensor q, Tensor k, Tensor v, Tensor? decay, Tensor? initialState, double scale, Tensor o);
+    /// <summary>Into how many segments this device cuts a run of these extents, the same for all calls of one run. With 1 nothing is gained by passing segments.</summary>
+    long LinearAttentionSegments(long batches, long tokens, long heads, long keyWidth, long valueWidth);
 
-    /// <summary>dM = sum_i scale * exp(G_i) q_i^T dO_i: the gradient of the entering state that comes from this run's own outputs.</summary>
-    void LinearAttentionBackwardState(Tensor q, Tensor dO, Tensor? decay, double scale, Tensor dState);
+    /// <summary>M = sum_i exp(G_N - G_i) . k_i^T v_i: the state that this run leaves when it enters with zero. segments receives each segment's own.</summary>
+    void LinearAttentionState(Tensor k, Tensor v, Tensor? decay, Tensor state, Tensor? segments = null);
 
-    /// <summary>dq_i = scale * dO_i S_i^T, the states S_i rebuilt from initialState, k and v.</summary>
-    void LinearAttentionBackwardQuery(Tensor k, Tensor v, Tensor dO, Tensor? decay, Tensor? initialState, double scale, Tensor dq);
+    /// <summary>
+    /// o_i = scale * q_i S_i with S_0 = initialState [B,H,D,E] (null: zero). Intra and inter part in one pass.
+    /// segments: as <see cref="LinearAttentionState"/> left them; they become the states that enter.
+    /// </summary>
+    void LinearAttention(Tensor q, Tensor k, Tensor v, Tensor? decay, Tensor? initialState, double scale, Tensor o, Tensor? segments = null);
+
+    /// <summary>dM = sum_i scale * exp(G_i) q_i^T dO_i: the gradient of the entering state that comes from this run's own outputs. segments receives each segment's own.</summary>
+    void LinearAttentionBackwardState(Tensor q, Tensor dO, Tensor? decay, double scale, Tensor dState, Tensor? segments = null);
+
+    /// <summary>dq_i = scale * dO_i S_i^T, the states S_i rebuilt from initialState, k and v. segments: as <see cref="LinearAttention"/> left them; they stay as they are, and initialState is not read.</summary>
+    void LinearAttentionBackwardQuery(Tensor k, Tensor v, Tensor dO, Tensor? decay, Tensor? initialState, double scale, Tensor dq, Tensor? segments = null);
 
     /// <summary>
     /// dk_i = v_i D_i^T, dv_i = k_i D_i with D_N = dFinalState [B,H,D,E] (null: zero) and D_{i-1} = exp(g) (D_i) + ..., where D_i includes scale q_i^T dO_i of token i itself.
-    /// With Hk &lt; H the query heads of a group are summed.
+    /// With Hk &lt; H the query heads of a group are summed. segments: as <see cref="LinearAttentionBackwardState"/> left them; they become the gradients of the states that leave.
     /// </summary>
-    void LinearAttentionBackwardKeyValue(Tensor q, Tensor k, Tensor v, Tensor dO, Tensor? decay, Tensor? dFinalState, double scale, Tensor dk, Tensor dv);
+    void LinearAttentionBackwardKeyValue(Tensor q, Tensor k, Tensor v, Tensor dO, Tensor? decay, Tensor? dFinalState, double scale, Tensor dk, Tensor dv, Tensor? segments = null);
 
     /// <summary>
     /// dDecay, shaped like decay: for every position the sum over the paths that cross it (dg_i = sum_{s&gt;=i} q_s.dq_s^inter + sum_{j&lt;i} k_j.dk_j^inter + &lt;A.P, D&gt; + sum_{j&lt;i&lt;=s} ...),
     /// without subtraction. Per head [H] it is computed forward-mode: with T = dS/dg of this run (zero on entry), dg = sum_i scale * q_i T_i . dO_i + &lt;T_N, dFinalState&gt;.
+    /// entering, leaving: segments as <see cref="LinearAttention"/> and <see cref="LinearAttentionBackwardKeyValue"/> left them, both or neither; they stay as they are.
     /// </summary>
-    void LinearAttentionBackwardDecay(Tensor q, Tensor k, Tensor v, Tensor dO, Tensor decay, Tensor? initialState, Tensor? dFinalState, double scale, Tensor dDecay);
+    void LinearAttentionBackwardDecay(
+        Tensor q, Tensor k, Tensor v, Tensor dO, Tensor decay, Tensor? initialState, Tensor? dFinalState, double scale, Tensor dDecay, Tensor? entering = null, Tensor? leaving = null);
 
     /// <summary>
     /// factor = A of a run of this many tokens: 1 (decay null), exp(tokens * g) (per head), exp(sum of g over the run's N = tokens) otherwise. factor is [B,H], or [B,H,D] for a decay per channel, of Acc.

@@ -8,28 +8,31 @@
 // and, S being transposed, its columns in dq and dk ("values": the channels are those of the output).
 // q [B, N, Hq, D]; k [B, N, Hk, D]; v [B, N, Hk, E]; out [B, N, Hq, E]; one of Hq, Hk divides the other, and there are H = max(Hq, Hk)
 // states and decays. With Hk > Hq (dk, dv of grouped queries) an output sums the walks of its Hk / Hq heads in their order.
-// entering [segments, B, H, D, E] fp32 holds the state that enters each segment (in processing order); it is scratch and is overwritten.
+// entering [segments, B, H, D, E] fp32, or [.., E, D] when transposed = 1, holds the state that enters each segment (in processing order); with Hk > Hq it is overwritten.
 // Sub-chunks of 64 tokens: the intra part is masked (q k^T) v, the inter part reads the state; fp32 throughout, fixed order.
 // Launch: 256 threads; one block per (segment, b, q head, 64 columns of E), the last fastest; shared memory TILES tiles and a state slice,
 // (64 * TILES + D rounded up to 64) * 68 * 4 bytes, with 3 tiles for a shared decay and 4 for one per channel.
 #include "attention_decay.cuh"
 
 // One [D, 64] slice of a state between device memory and rows of PITCH floats in shared memory; what lies beyond D or E is zero there.
-__device__ __forceinline__ void load_state(const float* from, int width, int value_width, int columns, float* slice)
+// A state [D, E] in memory, as it is or transposed, [E, D]; its slices have TILE columns, of which `columns` exist.
+__device__ __forceinline__ int state_place(int d, int e, int width, int value_width, int transposed) { return transposed ? e * width + d : d * value_width + e; }
+
+__device__ __forceinline__ void load_state(const float* from, int width, int value_width, int transposed, int columns, float* slice)
 {
 #pragma unroll 1
     for (int i = threadIdx.x; i < (width + TILE - 1) / TILE * TILE * TILE; i += THREADS) {
         const int d = i / TILE, e = i % TILE;
-        slice[d * PITCH + e] = d < width && e < columns ? from[(int64)d * value_width + e] : 0.0f;
+        slice[d * PITCH + e] = d < width && e < columns ? from[state_place(d, e, width, value_width, transposed)] : 0.0f;
     }
 }
 
-__device__ __forceinline__ void store_state(const float* slice, int width, int value_width, int columns, float* to)
+__device__ __forceinline__ void store_state(const float* slice, int width, int value_width, int transposed, int columns, float* to)
 {
 #pragma unroll 1
     for (int i = threadIdx.x; i < width * TILE; i += THREADS) {
         const int d = i / TILE, e = i % TILE;
-        if (e < columns) to[(int64)d * value_width + e] = slice[d * PITCH + e];
+        if (e < columns) to[state_place(d, e, width, value_width, transposed)] = slice[d * PITCH + e];
     }
 }
 
@@ -251,7 +254,7 @@ struct ValueDecayWalk {
 
 template <typename Walk> __device__ __forceinline__ void walk_segment(
     const element* q, const element* k, const element* v, const float* decay, int kind, int64 tokens, int q_heads, int k_heads, int width, int value_width, int64 batches,
-    int64 segment_tokens, int reverse, float k_scale, float out_scale, float* entering, element* out)
+    int64 segment_tokens, int reverse, float k_scale, float out_scale, float* entering, int transposed, element* out)
 {
     extern __shared__ __align__(16) float shared[];
     float* slice = shared + Walk::TILES * TILE_FLOATS;
@@ -267,7 +270,7 @@ template <typename Walk> __device__ __forceinline__ void walk_segment(
     const int64 first_head = k_heads > q_heads ? q_head * group : q_head;    // of the states and decays
     const int64 shared_by = q_heads > k_heads ? q_heads / k_heads : 1;       // query heads that read one key head
     const int64 size = (int64)width * value_width;
-    float* states = entering + ((index * batches + batch) * heads + first_head) * size + column;
+    float* states = entering + ((index * batches + batch) * heads + first_head) * size + state_place(0, column, width, value_width, transposed);
     element* to = out + (batch * tokens * q_heads + q_head) * value_width + column;
 
 #pragma unroll 1
@@ -277,7 +280,7 @@ template <typename Walk> __device__ __forceinline__ void walk_segment(
 #pragma unroll 1
         for (int member = 0; member < group; ++member) {
             const int64 head = first_head + member, k_head = head / shared_by;
-            if (group > 1 || i == 0) load_state(states + member * size, width, value_width, columns, slice);
+            if (group > 1 || i == 0) load_state(states + member * size, width, value_width, transposed, columns, slice);
             const WalkOperands operands = {
                 head_columns(q, batch, tokens, q_heads, q_head, width, 0), head_columns(k, batch, tokens, k_heads, k_head, width, 0),
                 head_columns(v, batch, tokens, k_heads, k_head, value_width, column),
@@ -285,7 +288,7 @@ template <typename Walk> __device__ __forceinline__ void walk_segment(
             };
             Walk::run(operands, chunk, { k_scale, out_scale }, shared, slice, sum);
             if (group > 1) {
-                store_state(slice, width, value_width, columns, states + member * size);
+                store_state(slice, width, value_width, transposed, columns, states + member * size);
                 __syncthreads();
             }
         }
@@ -295,21 +298,21 @@ template <typename Walk> __device__ __forceinline__ void walk_segment(
 
 KERNEL __launch_bounds__(THREADS, 2) linear_attention_output(
     const element* q, const element* k, const element* v, const float* decay, int kind, int64 tokens, int q_heads, int k_heads, int width, int value_width, int64 batches,
-    int64 segment_tokens, int reverse, float k_scale, float out_scale, float* entering, element* out)
+    int64 segment_tokens, int reverse, float k_scale, float out_scale, float* entering, int transposed, element* out)
 {
-    walk_segment<SharedDecayWalk>(q, k, v, decay, kind, tokens, q_heads, k_heads, width, value_width, batches, segment_tokens, reverse, k_scale, out_scale, entering, out);
+    walk_segment<SharedDecayWalk>(q, k, v, decay, kind, tokens, q_heads, k_heads, width, value_width, batches, segment_tokens, reverse, k_scale, out_scale, entering, transposed, out);
 }
 
 KERNEL __launch_bounds__(THREADS, 2) linear_attention_output_decayed_keys(
     const element* q, const element* k, const element* v, const float* decay, int kind, int64 tokens, int q_heads, int k_heads, int width, int value_width, int64 batches,
-    int64 segment_tokens, int reverse, float k_scale, float out_scale, float* entering, element* out)
+    int64 segment_tokens, int reverse, float k_scale, float out_scale, float* entering, int transposed, element* out)
 {
-    walk_segment<KeyDecayWalk>(q, k, v, decay, kind, tokens, q_heads, k_heads, width, value_width, batches, segment_tokens, reverse, k_scale, out_scale, entering, out);
+    walk_segment<KeyDecayWalk>(q, k, v, decay, kind, tokens, q_heads, k_heads, width, value_width, batches, segment_tokens, reverse, k_scale, out_scale, entering, transposed, out);
 }
 
 KERNEL __launch_bounds__(THREADS, 2) linear_attention_output_decayed_values(
     const element* q, const element* k, const element* v, const float* decay, int kind, int64 tokens, int q_heads, int k_heads, int width, int value_width, int64 batches,
-    int64 segment_tokens, int reverse, float k_scale, float out_scale, float* entering, element* out)
+    int64 segment_tokens, int reverse, float k_scale, float out_scale, float* entering, int transposed, element* out)
 {
-    walk_segment<ValueDecayWalk>(q, k, v, decay, kind, tokens, q_heads, k_heads, width, value_width, batches, segment_tokens, reverse, k_scale, out_scale, entering, out);
+    walk_segment<ValueDecayWalk>(q, k, v, decay, kind, tokens, q_heads, k_heads, width, value_width, batches, segment_tokens, reverse, k_scale, out_scale, entering, transposed, out);
 }

@@ -89,24 +89,22 @@ KERNEL linear_attention_segment_decay(
 }
 
 // P = initial (null: zero); for each segment in processing order: entering[segment] = P, P = fma(A, P, M) with A from factors; final = P.
-// states and entering [segments, B, H, D, E], or [.., E, D] for entering when transpose = 1; factors [segments, B, H, channels], channels 1 or D;
-// initial and final [B, H, D, E]. With transpose = 0, entering may be states. Null are allowed: entering, final; factors with one segment; states with one
-// segment and no final. Launch: one thread per (b, h, d, e).
+// states and entering [segments, B, H, D, E], which may be the same; factors [segments, B, H, channels], channels 1 or D; initial and final [B, H, D, E].
+// Null are allowed: entering, final; factors with one segment; states with one segment and no final. Launch: one thread per (b, h, d, e).
 KERNEL linear_attention_enter(
     const float* states, const float* factors, const float* initial, int64 batches, int heads, int width, int value_width, int channels, int64 segments,
-    int reverse, int transpose, float* entering, float* final)
+    int reverse, float* entering, float* final)
 {
     const int64 i = global_thread(), size = (int64)width * value_width, count = batches * heads * size;
     if (i >= count) return;
-    const int64 state = i / size, d = i % size / value_width, e = i % value_width;
-    const int64 to = transpose ? state * size + e * width + d : i;
+    const int64 state = i / size, d = i % size / value_width;
     const int64 factor = state * channels + (channels > 1 ? d : 0);
     float p = initial ? initial[i] : 0.0f;
     for (int64 place = 0; place < segments; ++place) {
         const int64 s = reverse ? segments - 1 - place : place;
         const float a = factors ? factors[s * batches * heads * channels + factor] : 0.0f;
         const float m = states ? states[s * count + i] : 0.0f;
-        if (entering) entering[s * count + to] = p;
+        if (entering) entering[s * count + i] = p;
         p = fmaf(a, p, m);
     }
     if (final) final[i] = p;

@@ -10,7 +10,10 @@ namespace LaspNative.Runtime.Cpu;
 /// </summary>
 internal sealed unsafe partial class CpuBackend
 {
-    public void LinearAttentionState(Tensor k, Tensor v, Tensor? decay, Tensor state)
+    /// <summary>One: heads run in parallel, and each is walked whole, so segments passed by a caller are neither read nor written.</summary>
+    public long LinearAttentionSegments(long batches, long tokens, long heads, long keyWidth, long valueWidth) => 1;
+
+    public void LinearAttentionState(Tensor k, Tensor v, Tensor? decay, Tensor state, Tensor? segments = null)
     {
         AttentionExtents extents = AttentionExtents.Of(k, v, state);
         RequireAttention(extents, decay, state, k, v);
@@ -23,7 +26,7 @@ internal sealed unsafe partial class CpuBackend
         });
     }
 
-    public void LinearAttention(Tensor q, Tensor k, Tensor v, Tensor? decay, Tensor? initialState, double scale, Tensor o)
+    public void LinearAttention(Tensor q, Tensor k, Tensor v, Tensor? decay, Tensor? initialState, double scale, Tensor o, Tensor? segments = null)
     {
         AttentionExtents extents = AttentionExtents.Of(q, k, v, o);
         RequireAttention(extents, decay, initialState, q, k, v, o);
@@ -36,7 +39,7 @@ internal sealed unsafe partial class CpuBackend
         });
     }
 
-    private static void State<T, A>(AttentionExtents extents, long batch, long head, Tensor k, Tensor v, Tensor? decay, Tensor state)
+    private static void State<T, A>(AttentionExtents extents, long batch, long head, Tensor k, Tensor v, Tensor? decay, Tensor state, Tensor? segments = null)
         where T : unmanaged where A : unmanaged, IBinaryFloatingPointIeee754<A>
     {
         int d = extents.KeyWidth, e = extents.ValueWidth;
@@ -57,7 +60,7 @@ internal sealed unsafe partial class CpuBackend
         }
     }
 
-    private static void Output<T, A>(AttentionExtents extents, long batch, long head, Tensor q, Tensor k, Tensor v, Tensor? decay, Tensor? initialState, double scale, Tensor o)
+    private static void Output<T, A>(AttentionExtents extents, long batch, long head, Tensor q, Tensor k, Tensor v, Tensor? decay, Tensor? initialState, double scale, Tensor o, Tensor? segments = null)
         where T : unmanaged where A : unmanaged, IBinaryFloatingPointIeee754<A>
     {
         int d = extents.KeyWidth, e = extents.ValueWidth;

@@ -10,7 +10,7 @@ namespace LaspNative.Runtime.Cpu;
 /// </summary>
 internal sealed unsafe partial class CpuBackend
 {
-    public void LinearAttentionBackwardState(Tensor q, Tensor dO, Tensor? decay, double scale, Tensor dState)
+    public void LinearAttentionBackwardState(Tensor q, Tensor dO, Tensor? decay, double scale, Tensor dState, Tensor? segments = null)
     {
         AttentionExtents extents = AttentionExtents.Of(q, q, dO, dO);
         RequireAttention(extents, decay, dState, q, dO);
@@ -23,7 +23,7 @@ internal sealed unsafe partial class CpuBackend
         });
     }
 
-    public void LinearAttentionBackwardQuery(Tensor k, Tensor v, Tensor dO, Tensor? decay, Tensor? initialState, double scale, Tensor dq)
+    public void LinearAttentionBackwardQuery(Tensor k, Tensor v, Tensor dO, Tensor? decay, Tensor? initialState, double scale, Tensor dq, Tensor? segments = null)
     {
         AttentionExtents extents = AttentionExtents.Of(dq, k, v, dO);
         RequireAttention(extents, decay, initialState, k, v, dO, dq);
@@ -36,7 +36,7 @@ internal sealed unsafe partial class CpuBackend
         });
     }
 
-    public void LinearAttentionBackwardKeyValue(Tensor q, Tensor k, Tensor v, Tensor dO, Tensor? decay, Tensor? dFinalState, double scale, Tensor dk, Tensor dv)
+    public void LinearAttentionBackwardKeyValue(Tensor q, Tensor k, Tensor v, Tensor dO, Tensor? decay, Tensor? dFinalState, double scale, Tensor dk, Tensor dv, Tensor? segments = null)
     {
         AttentionExtents extents = AttentionExtents.Of(q, k, v, dO);
         RequireAttention(extents, decay, dFinalState, q, k, v, dO, dk, dv);
@@ -51,7 +51,7 @@ internal sealed unsafe partial class CpuBackend
         });
     }
 
-    private static void BackwardState<T, A>(AttentionExtents extents, long batch, long head, Tensor q, Tensor dO, Tensor? decay, double scale, Tensor dState)
+    private static void BackwardState<T, A>(AttentionExtents extents, long batch, long head, Tensor q, Tensor dO, Tensor? decay, double scale, Tensor dState, Tensor? segments = null)
         where T : unmanaged where A : unmanaged, IBinaryFloatingPointIeee754<A>
     {
         int d = extents.KeyWidth, e = extents.ValueWidth;
@@ -72,7 +72,7 @@ internal sealed unsafe partial class CpuBackend
         }
     }
 
-    private static void BackwardQuery<T, A>(AttentionExtents extents, long batch, long head, Tensor k, Tensor v, Tensor dO, Tensor? decay, Tensor? initialState, double scale, Tensor dq)
+    private static void BackwardQuery<T, A>(AttentionExtents extents, long batch, long head, Tensor k, Tensor v, Tensor dO, Tensor? decay, Tensor? initialState, double scale, Tensor dq, Tensor? segments = null)
         where T : unmanaged where A : unmanaged, IBinaryFloatingPointIeee754<A>
     {
         int d = extents.KeyWidth, e = extents.ValueWidth;
@@ -104,7 +104,7 @@ internal sealed unsafe partial class CpuBackend
 
     /// <summary>The query heads of a group add to their key head's rows in order; each carries a state of its own.</summary>
     private static void BackwardKeyValue<T, A>(
-        AttentionExtents extents, long batch, long keyHead, Tensor q, Tensor k, Tensor v, Tensor dO, Tensor? decay, Tensor? dFinalState, double scale, Tensor dk, Tensor dv)
+        AttentionExtents extents, long batch, long keyHead, Tensor q, Tensor k, Tensor v, Tensor dO, Tensor? decay, Tensor? dFinalState, double scale, Tensor dk, Tensor dv, Tensor? segments = null)
         where T : unmanaged where A : unmanaged, IBinaryFloatingPointIeee754<A>
     {
         int d = extents.KeyWidth, e = extents.ValueWidth, group = extents.Group;

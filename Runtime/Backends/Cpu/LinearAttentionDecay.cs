@@ -12,7 +12,7 @@ namespace LaspNative.Runtime.Cpu;
 internal sealed unsafe partial class CpuBackend
 {
     public void LinearAttentionBackwardDecay(
-        Tensor q, Tensor k, Tensor v, Tensor dO, Tensor decay, Tensor? initialState, Tensor? dFinalState, double scale, Tensor dDecay)
+        Tensor q, Tensor k, Tensor v, Tensor dO, Tensor decay, Tensor? initialState, Tensor? dFinalState, double scale, Tensor dDecay, Tensor? entering = null, Tensor? leaving = null)
     {
         AttentionExtents extents = AttentionExtents.Of(q, k, v, dO);
         RequireAttention(extents, decay, initialState, q, k, v, dO);

@@ -12,11 +12,11 @@ internal readonly record struct AttentionRun(long Batches, long Tokens, long Hea
 
     public const long MaxWidth = 256;
 
-    /// <summary>Blocks that keep a large GPU busy; segments are added until there are as many. A constant, so that GPUs of any size give the same bits.</summary>
-    private const long WantedBlocks = 256;
-
     /// <summary>A shorter segment would cost more in states than it gains.</summary>
     private const long ShortestSegment = 256;
+
+    /// <summary>Of the multiprocessors' time: a cut that uses this much is good enough, and fewer segments mean fewer states.</summary>
+    private const double GoodUse = 0.94;
 
     /// <summary>Tokens of a segment, a multiple of 64. Segments run side by side, each entered with its own state.</summary>
     public long SegmentTokens { get; init; }
@@ -56,18 +56,19 @@ internal readonly record struct AttentionRun(long Batches, long Tokens, long Hea
     {
         if (KeyWidth is < 1 or > MaxWidth || ValueWidth is < 1 or > MaxWidth)
             throw new LaspException($"linear attention on a GPU takes heads of 1 to {MaxWidth} channels, got {KeyWidth} for keys and {ValueWidth} for values");
-        return this with { SegmentTokens = BusySegmentTokens };
+        return this with { SegmentTokens = Slices(Tokens) * Tile };
     }
 
-    /// <summary>Segments long enough to pay, short enough to keep the GPU busy.</summary>
-    private long BusySegmentTokens
+    /// <summary>Cut so that the heads' segments, one block each, fill the multiprocessors in whole waves; segments stay long enough to pay.</summary>
+    public AttentionRun CutFor(int multiprocessors)
     {
-        get
-        {
-            long blocks = Math.Max(1, Batches * Heads * Math.Max(Slices(KeyWidth), Slices(ValueWidth)));
-            long segments = Math.Clamp(WantedBlocks / blocks, 1, Math.Max(1, Tokens / ShortestSegment));
-            return Slices((Tokens + segments - 1) / segments) * Tile;
-        }
+        long heads = Math.Max(1, Batches * Heads), most = Math.Clamp(Tokens / ShortestSegment, 1, Math.Max(1, 4 * multiprocessors / heads));
+        long best = 1;
+        for (long segments = 1; segments <= most && Use(best) < GoodUse; segments++)
+            if (Use(segments) > Use(best)) best = segments;
+        return this with { SegmentTokens = Slices((Tokens + best - 1) / best) * Tile };
+
+        double Use(long segments) => (double)(heads * segments) / ((heads * segments + multiprocessors - 1) / multiprocessors * multiprocessors);
     }
 
     private static LaspException Mismatch(Tensor a, Tensor b, Tensor c) =>

@@ -36,44 +36,62 @@ internal sealed partial class CudaBackend
         public nint States(int index) => First + (nint)(index * StateBytes);
     }
 
-    public void LinearAttentionState(Tensor k, Tensor v, Tensor? decay, Tensor state)
+    public long LinearAttentionSegments(long batches, long tokens, long heads, long keyWidth, long valueWidth) =>
+        Cut(new AttentionRun(batches, tokens, heads, heads, keyWidth, valueWidth)).Segments;
+
+    public void LinearAttentionState(Tensor k, Tensor v, Tensor? decay, Tensor state, Tensor? segments = null)
     {
-        AttentionRun run = AttentionRun.OfState(k, v, state);
+        AttentionRun run = Cut(AttentionRun.OfState(k, v, state));
         RequireAttention(run, decay, state, k, v);
         var pass = new AttentionPass(run, k.DType, AttentionDecay.Of(decay, run), Reverse: false);
-        RunState(pass, AttentionOperand.Of(k), AttentionOperand.Of(v), 1, state);
+        RunState(pass, AttentionOperand.Of(k), AttentionOperand.Of(v), 1, state, segments);
     }
 
-    public void LinearAttention(Tensor q, Tensor k, Tensor v, Tensor? decay, Tensor? initialState, double scale, Tensor o)
+    public void LinearAttention(Tensor q, Tensor k, Tensor v, Tensor? decay, Tensor? initialState, double scale, Tensor o, Tensor? segments = null)
     {
-        AttentionRun run = AttentionRun.Of(q, k, v);
+        AttentionRun run = Cut(AttentionRun.Of(q, k, v));
         RequireAttention(run, decay, initialState, q, k, v, o);
         RequireOutput(o, run, run.Heads, run.ValueWidth);
         var pass = new AttentionPass(run, q.DType, AttentionDecay.Of(decay, run), Reverse: false);
-        (AttentionScratch scratch, nint states) = WalkScratch(pass, AttentionOperand.Of(k), AttentionOperand.Of(v), 1);
-        Enter(pass, states, scratch.Factors, initialState, transpose: false, scratch.States(0), 0);
-        Output(pass, AttentionOperand.Of(q), AttentionOperand.Of(k), AttentionOperand.Of(v), 1, scale, scratch.States(0), o, channelsAreValues: false);
+        EdgeStates entering = Enter(pass, AttentionOperand.Of(k), AttentionOperand.Of(v), 1, initialState, segments);
+        Output(pass, AttentionOperand.Of(q), AttentionOperand.Of(k), AttentionOperand.Of(v), 1, scale, entering.Pointer, transposed: false, o, channelsAreValues: false);
     }
 
-    /// <summary>The state that the whole run leaves, entered with zero.</summary>
-    private void RunState(AttentionPass pass, AttentionOperand k, AttentionOperand v, double scale, Tensor state)
+    private AttentionRun Cut(AttentionRun run) => run.CutFor(_device.MultiprocessorCount);
+
+    /// <summary>The state that the whole run leaves, entered with zero, and each segment's own where the caller keeps them.</summary>
+    private void RunState(AttentionPass pass, AttentionOperand k, AttentionOperand v, double scale, Tensor state, Tensor? segments)
     {
-        AttentionScratch scratch = Scratch(pass, states: 1);
-        SegmentStates(pass, k, v, scale, scratch.States(0));
-        Enter(pass, scratch.States(0), scratch.Factors, null, transpose: false, 0, state.Pointer);
+        AttentionScratch scratch = Scratch(pass, states: segments is null ? 1 : 0);
+        nint states = segments is null ? scratch.States(0) : SegmentPointer(pass.Run, segments);
+        SegmentStates(pass, k, v, scale, states);
+        Scan(pass, states, scratch.Factors, null, 0, state.Pointer);
     }
+
+    /// <summary>States at the edges of the segments, and room for as many more.</summary>
+    private readonly record struct EdgeStates(nint Pointer, nint Spare);
 
     /// <summary>
-    /// Scratch of a walk: its states 0 are for those that enter the segments, not filled yet. Also those that the segments leave, filled; one segment needs no state
-    /// of its own, and the pointer is null then.
+    /// The states that enter the segments, in processing order: from the segments' own states, which the caller has, or which are made here (one segment needs none).
+    /// They replace the caller's.
     /// </summary>
-    private (AttentionScratch Scratch, nint States) WalkScratch(AttentionPass pass, AttentionOperand k, AttentionOperand v, double scale)
+    private EdgeStates Enter(AttentionPass pass, AttentionOperand k, AttentionOperand v, double scale, Tensor? initial, Tensor? segments, bool spare = false)
     {
-        bool needsStates = pass.Run.Segments > 1;
-        AttentionScratch scratch = Scratch(pass, states: needsStates ? 2 : 1);
-        if (!needsStates) return (scratch, 0);
-        SegmentStates(pass, k, v, scale, scratch.States(1));
-        return (scratch, scratch.States(1));
+        int own = segments is null ? 1 : 0;
+        AttentionScratch scratch = Scratch(pass, states: own + (spare ? 1 : 0));
+        nint states = segments is null ? scratch.States(0) : SegmentPointer(pass.Run, segments);
+        bool alone = pass.Run.Segments <= 1;
+        if (segments is null && !alone) SegmentStates(pass, k, v, scale, states);
+        Scan(pass, alone ? 0 : states, scratch.Factors, initial, states, 0);
+        return new EdgeStates(states, scratch.States(own));
+    }
+
+    private static nint SegmentPointer(AttentionRun run, Tensor segments)
+    {
+        RequireType(segments, DType.F32);
+        if (segments.Count != run.Segments * run.StateElements)
+            throw new LaspException($"segment states of shape {segments.Shape} are not [{run.Segments}, {run.Batches}, {run.Heads}, {run.KeyWidth}, {run.ValueWidth}]");
+        return segments.Pointer;
     }
 
     /// <summary>Takes the workspace: so many arrays of states, the segments' factors, filled, and <paramref name="more"/> bytes.</summary>
@@ -101,19 +119,22 @@ internal sealed partial class CudaBackend
             run.SegmentTokens, pass.Direction, (float)scale, states);
     }
 
-    /// <summary>entering [segments, B, H, D, E], or [.., E, D] transposed, from the segments' states and factors and the state that enters the run; also the state that leaves it.</summary>
-    private void Enter(AttentionPass pass, nint states, nint factors, Tensor? initial, bool transpose, nint entering, nint final)
+    /// <summary>entering [segments, B, H, D, E], possibly the states themselves, from the segments' states and factors and the state that enters the run; also the state that leaves it.</summary>
+    private void Scan(AttentionPass pass, nint states, nint factors, Tensor? initial, nint entering, nint final)
     {
         AttentionRun run = pass.Run;
         Launch(
             StateFile, "linear_attention_enter", pass.Element, LaunchShape.For(run.StateElements, BlockThreads),
             states, factors, PointerOrNull(initial), run.Batches, run.Heads, run.KeyWidth, run.ValueWidth, pass.Decay.Channels(run), run.Segments,
-            pass.Direction, transpose ? 1 : 0, entering, final);
+            pass.Direction, entering, final);
     }
 
-    /// <summary>The walk of linear_attention_output: <paramref name="entering"/> is overwritten. <paramref name="channelsAreValues"/>: the state is transposed, and a decay per channel acts on its columns.</summary>
+    /// <summary>
+    /// The walk of linear_attention_output. <paramref name="transposed"/>: the states lie as [E, D] of this walk; they are overwritten where outputs sum over heads.
+    /// <paramref name="channelsAreValues"/>: a decay per channel acts on the columns of the state.
+    /// </summary>
     private void Output(
-        AttentionPass pass, AttentionOperand q, AttentionOperand k, AttentionOperand v, double keyScale, double outputScale, nint entering, Tensor output, bool channelsAreValues)
+        AttentionPass pass, AttentionOperand q, AttentionOperand k, AttentionOperand v, double keyScale, double outputScale, nint entering, bool transposed, Tensor output, bool channelsAreValues)
     {
         AttentionRun run = pass.Run;
         (string kernel, int tiles) = !pass.PerChannel ? ("linear_attention_output", 3)
@@ -122,7 +143,7 @@ internal sealed partial class CudaBackend
         Launch(
             OutputFile, kernel, pass.Element, Blocks(run.Segments * run.Batches * q.Heads * AttentionRun.Slices(v.Width), BlockThreads, sharedBytes),
             q.Pointer, k.Pointer, v.Pointer, pass.Decay.Pointer, (int)pass.Decay.Kind, run.Tokens, q.Heads, k.Heads, q.Width, v.Width, run.Batches,
-            run.SegmentTokens, pass.Direction, (float)keyScale, (float)outputScale, entering, output.Pointer);
+            run.SegmentTokens, pass.Direction, (float)keyScale, (float)outputScale, entering, transposed ? 1 : 0, output.Pointer);
     }
 
     private static void RequireAttention(AttentionRun run, Tensor? decay, Tensor? state, params ReadOnlySpan<Tensor> operands)
