@@ -4,9 +4,8 @@ using BenchmarkDotNet.Running;
 using BenchmarkDotNet.Toolchains.InProcess.Emit;
 using LaspNative.Perf;
 using LaspNative.Runtime;
-using LaspNative.Runtime.Cuda;
 
-// Measurements and kernel budgets: Perf host | gpu [--out FILE] [--lengths 8192,32768] | kernels --check | kernels --write
+// Measurements and kernel budgets: Perf host | gpu | kernels --check | kernels --write
 try
 {
     return args switch
@@ -35,18 +34,13 @@ static int Host(string[] rest)
 
 static int Gpu(string[] rest)
 {
+    HarnessOptions options = HarnessOptions.Parse(rest);
     if (!SystemProbe.IsCudaUsable(out string reason)) throw new LaspException(reason);
-    string file = Option(rest, "--out") ?? "gpu-record.json";
-    int[] lengths = [.. (Option(rest, "--lengths") ?? "8192,32768").Split(',').Select(int.Parse)];
-    using var device = (CudaDevice)Device.Open("cuda:0");
-    GpuHarness.Write(new GpuHarness(device).Run(lengths), file, Console.Error);
-    return 0;
+    return new GpuHarness(options, Console.Error).Run() ? 0 : 1;
 }
-
-static string? Option(string[] rest, string name) => Array.IndexOf(rest, name) is var at and >= 0 && at + 1 < rest.Length ? rest[at + 1] : null;
 
 static int Usage()
 {
-    Console.Error.WriteLine("usage: host [BenchmarkDotNet options] | gpu [--out FILE] [--lengths N,N] | kernels --check | kernels --write");
+    Console.Error.WriteLine($"usage: host [BenchmarkDotNet options] | {HarnessOptions.Usage} | kernels --check | kernels --write");
     return 2;
 }

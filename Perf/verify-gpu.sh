@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What a GPU host must show, in one run: verify-gpu.sh BUNDLE_FOLDER OUTPUT_FOLDER PART...
-# Parts: doctor tests train virtual strategies sanitizer racecheck memory speed (one GPU), strategies two (two GPUs: threads, processes, NCCL tests). The bundle is made by Perf/bundle.sh.
+# Parts: doctor tests train virtual strategies sanitizer racecheck memory speed hostcosts (one GPU), strategies two (two GPUs: threads, processes, NCCL tests). The bundle is made by Perf/bundle.sh.
 # Run from the repository root (its text is the corpus). Prints one PASS or FAIL line per check; exits 1 when one failed.
 set -uo pipefail
 bundle=$1; out=$2; shift 2
@@ -10,7 +10,7 @@ check() { # name, command...
     local name=$1; shift
     local start=$SECONDS
     if "$@" > "$work/log" 2>&1; then echo "PASS $name ($((SECONDS - start)) s)"; else
-        failed=1; echo "FAIL $name ($((SECONDS - start)) s)"; tail -n 25 "$work/log"; fi
+        failed=1; echo "FAIL $name ($((SECONDS - start)) s)"; tail -n 25 "$work/log"; cat "$work/log" >> "$out/verify.log"; return 1; fi
     cat "$work/log" >> "$out/verify.log"
 }
 losses() { sed -n 's/.*"loss":\([-0-9.eE+]*\).*/\1/p' "$work/$1/metrics.jsonl" | head -n "${2:-20}"; }
@@ -52,8 +52,11 @@ for part in "$@"; do
         racecheck) sanitize racecheck ;;
         memory) check "200 steps" "$bundle/lasp" train --data . --preset tiny --steps 200 --device cuda --out "$work/steps200"
             cp "$work/steps200/metrics.jsonl" "$out/steps200.jsonl" ;;
-        speed) check "kernels against the floor" "$bundle/LaspNative.Perf" gpu --out "$out/gpu-record.json"; cat "$work/log"
-            check "host costs" "$bundle/LaspNative.Perf" host --filter '*'; grep -E "^\|" "$work/log" ;;
+        speed) # ceilings, the peer and our kernels on one GPU in one run; LASP_RECORD names an earlier record to compare with
+            peer=()
+            if python3 -c 'import torch' 2> /dev/null && check "torch SDPA" python3 Perf/peer_sdpa.py "$out/peer.json"; then cat "$work/log"; peer=(--peer "$out/peer.json"); fi
+            check "kernels against the floor" "$bundle/LaspNative.Perf" gpu --out "$out/gpu-record.json" "${peer[@]}" ${LASP_RECORD:+--compare "$LASP_RECORD"}; cat "$work/log" ;;
+        hostcosts) check "host costs" "$bundle/LaspNative.Perf" host --filter '*'; grep -E "^\|" "$work/log" ;;
         strategies) # every strategy trains the same losses: ranks that share one GPU, and with two GPUs over NCCL as threads and as processes
             train one --device cuda --dtype fp32
             train one-hybrid --device cuda --dtype fp32 --preset linear-llama3-1b-hybrid4-test

@@ -56,6 +56,8 @@ public sealed unsafe class CudaKernel
         _library.Context.MakeCurrent();
         if (shape.SharedBytes > _dynamicLimit) RaiseSharedLimit(shape.SharedBytes);
 
+        ILaunchObserver? observer = _library.Observer;
+        observer?.BeforeLaunch(this, stream);
         void** pointers = stackalloc void*[args.Length + 1];
         fixed (KernelArg* values = args)
         {
@@ -64,6 +66,7 @@ public sealed unsafe class CudaKernel
                 _function, shape.GridX, shape.GridY, shape.GridZ, shape.BlockX, 1, 1, shape.SharedBytes, stream.Handle, pointers, null);
             if (result != CUresult.CUDA_SUCCESS) throw LaunchFailed(shape, result);
         }
+        observer?.AfterLaunch(this, stream);
         _library.CountLaunch();
     }
 

@@ -25,6 +25,9 @@ public sealed class KernelLibrary : IDisposable
     /// <summary>Kernels launched so far.</summary>
     public long LaunchCount { get; private set; }
 
+    /// <summary>Sees every launch; null: nobody looks. For profiles, and for tests of what was launched.</summary>
+    public ILaunchObserver? Observer { get; set; }
+
     internal CudaContext Context { get; }
 
     /// <summary>
@@ -89,4 +92,14 @@ public sealed class KernelLibrary : IDisposable
             _kernels.Clear();
         }
     }
+}
+
+/// <summary>Told of the launches of one device, on the thread that makes them.</summary>
+public interface ILaunchObserver
+{
+    /// <summary>The kernel is about to be queued on the stream.</summary>
+    void BeforeLaunch(CudaKernel kernel, CudaStream stream);
+
+    /// <summary>It has been queued.</summary>
+    void AfterLaunch(CudaKernel kernel, CudaStream stream);
 }
