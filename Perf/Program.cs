@@ -36,7 +36,8 @@ static int Gpu(string[] rest)
 {
     HarnessOptions options = HarnessOptions.Parse(rest);
     if (!SystemProbe.IsCudaUsable(out string reason)) throw new LaspException(reason);
-    return new GpuHarness(options, Console.Error).Run() ? 0 : 1;
+    bool right = options.Ranks > 1 ? new RanksHarness(options, Console.Error).Run() : new GpuHarness(options, Console.Error).Run();
+    return right ? 0 : 1;
 }
 
 static int Usage()

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What a GPU host must show, in one run: verify-gpu.sh BUNDLE_FOLDER OUTPUT_FOLDER PART...
-# Parts: doctor tests train virtual strategies sanitizer racecheck memory speed hostcosts (one GPU), strategies two (two GPUs: threads, processes, NCCL tests). The bundle is made by Perf/bundle.sh.
+# Parts: doctor tests train virtual strategies sanitizer racecheck memory speed hostcosts (one GPU), strategies two speed2 (two GPUs: threads, processes, NCCL tests). The bundle is made by Perf/bundle.sh.
 # Run from the repository root (its text is the corpus). Prints one PASS or FAIL line per check; exits 1 when one failed.
 set -uo pipefail
 bundle=$1; out=$2; shift 2
@@ -56,6 +56,7 @@ for part in "$@"; do
             peer=()
             if python3 -c 'import torch' 2> /dev/null && check "torch SDPA" python3 Perf/peer_sdpa.py "$out/peer.json"; then cat "$work/log"; peer=(--peer "$out/peer.json"); fi
             check "kernels against the floor" "$bundle/LaspNative.Perf" gpu --out "$out/gpu-record.json" "${peer[@]}" ${LASP_RECORD:+--compare "$LASP_RECORD"}; cat "$work/log" ;;
+        speed2) check "operators and a layer over two GPUs" "$bundle/LaspNative.Perf" gpu --ranks 2 --out "$out/ranks-record.json"; cat "$work/log" ;;
         hostcosts) check "host costs" "$bundle/LaspNative.Perf" host --filter '*'; grep -E "^\|" "$work/log" ;;
         strategies) # every strategy trains the same losses: ranks that share one GPU, and with two GPUs over NCCL as threads and as processes
             train one --device cuda --dtype fp32

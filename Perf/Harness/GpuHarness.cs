@@ -23,7 +23,7 @@ internal sealed class GpuHarness(HarnessOptions options, TextWriter text)
         (double copy, double gemm) = Ceilings(device);
         var record = new PerformanceRecord(PerformanceRecord.DescribeMachine(), PerformanceRecord.DescribeCommit(), PerformanceRecord.Today(), copy, gemm, _rows);
         _table.Head(record);
-        foreach (Problem problem in Suite.Problems(options.Lengths))
+        foreach (Problem problem in Suite.Problems(options.LengthsOrDefault([8192, 32_768, 131_072])))
         {
             Row[] wanted = [.. problem.Rows.Where(r => options.Wants(r.Name))];
             if (wanted.Length == 0) continue;

@@ -8,14 +8,15 @@ namespace LaspNative.Perf;
 /// <param name="Compare">An earlier record.</param>
 /// <param name="Peer">Times of a peer in milliseconds by row name (peer_sdpa.py).</param>
 /// <param name="Only">Parts of names; a row is run when its name holds one of them. Empty: all rows.</param>
+/// <param name="Lengths">Tokens; null: those of the table.</param>
 /// <param name="Ranks">More than 1: the rows over several GPUs instead.</param>
-internal sealed record HarnessOptions(string Out, string? Compare, string? Peer, IReadOnlyList<string> Only, IReadOnlyList<int> Lengths, int Ranks)
+internal sealed record HarnessOptions(string Out, string? Compare, string? Peer, IReadOnlyList<string> Only, IReadOnlyList<int>? Lengths, int Ranks)
 {
     public const string Usage = "gpu [--out FILE.json] [--compare FILE.json] [--peer FILE.json] [--only NAME,...] [--lengths N,...] [--ranks W]";
 
     public static HarnessOptions Parse(ReadOnlySpan<string> arguments)
     {
-        var options = new HarnessOptions("gpu-record.json", null, null, [], [8192, 32_768, 131_072], 1);
+        var options = new HarnessOptions("gpu-record.json", null, null, [], null, 1);
         for (int i = 0; i < arguments.Length; i += 2)
         {
             string name = arguments[i];
@@ -33,6 +34,8 @@ internal sealed record HarnessOptions(string Out, string? Compare, string? Peer,
         }
         return options;
     }
+
+    public IReadOnlyList<int> LengthsOrDefault(IReadOnlyList<int> ofTheTable) => Lengths ?? ofTheTable;
 
     /// <summary>Whether a row is to be run.</summary>
     public bool Wants(string row) => Only.Count == 0 || Only.Any(part => row.Contains(part, StringComparison.OrdinalIgnoreCase));

@@ -5,7 +5,9 @@ namespace LaspNative.Perf;
 /// <summary>Where the time of a call goes: events around each of its launches. They keep kernels from overlapping, so the shares may sum to more than the call.</summary>
 internal sealed class KernelProfile(CudaDevice device) : ILaunchObserver
 {
-    private const int Repeats = 5;
+    /// <summary>Calls that a profile makes.</summary>
+    public const int Repeats = 5;
+
     private readonly List<(string Kernel, CudaEvent Start, CudaEvent End)> _launches = [];
     private CudaEvent? _started;
 

@@ -21,6 +21,9 @@ internal static class Units
 
     /// <summary>Time in which the compute stream stands waiting for a message, as a share of the call's.</summary>
     public const string ExposedPercent = "% exposed";
+
+    /// <summary>What the call takes longer than the same call with messages that move nothing, as a share of its time.</summary>
+    public const string SilentPercent = "% over silence";
 }
 
 /// <summary>One figure that a row must reach.</summary>

@@ -1,0 +1,78 @@
+using LaspNative.Collectives;
+using LaspNative.Runtime;
+using LaspNative.Runtime.Cuda;
+
+namespace LaspNative.Perf;
+
+/// <summary>
+/// A group whose every wait is timed on the compute stream: what lies between the two events around it is time in which the rank had nothing to compute because a message was not there yet.
+/// Or, <see cref="Silent"/>, a group that moves nothing at all: then a call's time is what it would be if messages cost nothing (its results are worthless).
+/// </summary>
+internal sealed class TimedCommunicator(ICommunicator group) : ICommunicator
+{
+    private readonly CudaDevice _device = (CudaDevice)group.Device;
+    private List<(CudaEvent Start, CudaEvent End)> _waits = [];
+
+    public bool Silent { get; set; }
+
+    public int Rank => group.Rank;
+
+    public int Size => group.Size;
+
+    public Device Device => group.Device;
+
+    public CommunicationCounters Counters => group.Counters;
+
+    /// <summary>The waits since the last call of this; read and dispose them once they have run.</summary>
+    public List<(CudaEvent Start, CudaEvent End)> TakeWaits()
+    {
+        List<(CudaEvent Start, CudaEvent End)> waits = _waits;
+        _waits = [];
+        return waits;
+    }
+
+    public CommunicationWork AllGather(Tensor source, Tensor destination) => Timed(() => group.AllGather(source, destination));
+
+    public CommunicationWork AllGather(Tensor source, Tensor destination, ReadOnlySpan<long> counts) => Silent ? CommunicationWork.Done : new Work(this, group.AllGather(source, destination, counts));
+
+    public CommunicationWork AllReduce(Tensor tensor) => Timed(() => group.AllReduce(tensor));
+
+    public CommunicationWork ReduceScatter(Tensor source, Tensor destination) => Timed(() => group.ReduceScatter(source, destination));
+
+    public CommunicationWork ReduceScatter(Tensor source, Tensor destination, ReadOnlySpan<long> counts) => Silent ? CommunicationWork.Done : new Work(this, group.ReduceScatter(source, destination, counts));
+
+    public CommunicationWork Broadcast(Tensor tensor, int root) => Timed(() => group.Broadcast(tensor, root));
+
+    public CommunicationWork AllToAll(Tensor source, Tensor destination) => Timed(() => group.AllToAll(source, destination));
+
+    public CommunicationWork AllToAll(Tensor source, ReadOnlySpan<long> sendCounts, Tensor destination, ReadOnlySpan<long> receiveCounts) =>
+        Silent ? CommunicationWork.Done : new Work(this, group.AllToAll(source, sendCounts, destination, receiveCounts));
+
+    public CommunicationWork Send(Tensor source, int peer) => Timed(() => group.Send(source, peer));
+
+    public CommunicationWork Receive(Tensor destination, int peer) => Timed(() => group.Receive(destination, peer));
+
+    public CommunicationWork SendReceive(Tensor source, int to, Tensor destination, int from) => Timed(() => group.SendReceive(source, to, destination, from));
+
+    public ICommunicator? Split(ReadOnlySpan<int> ranks) => group.Split(ranks);
+
+    public void Barrier() => group.Barrier();
+
+    /// <summary>The group is the world's.</summary>
+    public void Dispose() { }
+
+    private CommunicationWork Timed(Func<CommunicationWork> start) => Silent ? CommunicationWork.Done : new Work(this, start());
+
+    private sealed class Work(TimedCommunicator owner, CommunicationWork work) : CommunicationWork
+    {
+        public override void Wait()
+        {
+            var start = new CudaEvent(owner._device.Context, timing: true);
+            var end = new CudaEvent(owner._device.Context, timing: true);
+            start.Record(owner._device.Stream);
+            work.Wait();
+            end.Record(owner._device.Stream);
+            owner._waits.Add((start, end));
+        }
+    }
+}
