@@ -31,17 +31,22 @@ __device__ __forceinline__ void publish_to_products() { asm volatile("fence.prox
 
 typedef unsigned long long Operand;
 
-__device__ __forceinline__ Operand operand(unsigned address, unsigned panel_bytes)
+// The start is added last and in its own 32 bits, so that operands a constant apart cost one uniform addition each.
+__device__ __forceinline__ Operand operand(unsigned address, unsigned panel_bytes, unsigned offset)
 {
-    constexpr unsigned long long EIGHT_ROWS = 8 * PANEL_ROW >> 4, SWIZZLE = 1ull << 62;
-    return ((address & 0x3FFFF) >> 4) | (unsigned long long)(panel_bytes >> 4) << 16 | EIGHT_ROWS << 32 | SWIZZLE;
+    constexpr unsigned EIGHT_ROWS = 8 * PANEL_ROW >> 4, SWIZZLE = 1u << 30;
+    const unsigned low = (address >> 4 | (panel_bytes >> 4) << 16) + (offset >> 4);
+    return (unsigned long long)(EIGHT_ROWS | SWIZZLE) << 32 | low;
 }
 
-// Rows from `address` on; summands 16 step to 16 step + 15 of the panel's 64 columns.
-__device__ __forceinline__ Operand along(unsigned address, int step) { return operand(address + 2 * SUMMANDS * step, 16); }
+// Rows from `address + offset` on; summands 16 step to 16 step + 15 of the panel's 64 columns.
+__device__ __forceinline__ Operand along(unsigned address, int step, unsigned offset = 0) { return operand(address, 16, offset + 2 * SUMMANDS * step); }
 
-// Columns from the panel at `address` on, the next panel panel_bytes further; summands are rows 16 step to 16 step + 15.
-__device__ __forceinline__ Operand down(unsigned address, int step, unsigned panel_bytes) { return operand(address + SUMMANDS * PANEL_ROW * step, panel_bytes); }
+// Columns from the panel at `address + offset` on, the next panel panel_bytes further; summands are rows 16 step to 16 step + 15.
+__device__ __forceinline__ Operand down(unsigned address, int step, unsigned panel_bytes, unsigned offset = 0)
+{
+    return operand(address, panel_bytes, offset + SUMMANDS * PANEL_ROW * step);
+}
 
 constexpr int ALONG = 0, DOWN = 1;  // how an operand is read, for product<>
 
