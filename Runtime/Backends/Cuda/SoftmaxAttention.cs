@@ -2,7 +2,7 @@ namespace LaspNative.Runtime.Cuda;
 
 /// <summary>
 /// Softmax attention over a block of keys, and its gradients (softmax_attention.cu, softmax_attention_bwd.cu): tiles of 64 queries and 64 keys in shared memory, whatever the
-/// lengths; bf16 runs on tensor cores. Without queries or without keys there is nothing to walk: then o = 0, log-sum-exp = -infinity, and no gradient is added.
+/// lengths; bf16 runs on tensor cores, on Hopper by other kernels where they apply (SoftmaxWarpgroups.cs). Without queries or without keys there is nothing to walk: then o = 0, log-sum-exp = -infinity, and no gradient is added.
 /// </summary>
 internal sealed partial class CudaBackend
 {
@@ -47,6 +47,11 @@ internal sealed partial class CudaBackend
         bool accumulator = o.DType == DType.F32;
         RequireShape(o, accumulator ? DType.F32 : q.DType, [block.Batches, block.Queries, block.Heads, block.ValueWidth]);
         block.RequireRows(logSumExp);
+        if (RunsOnWarpgroups(block, q.DType, scale, q.Pointer, k.Pointer, v.Pointer, o.Pointer))
+        {
+            AttendOnWarpgroups(block, q, k, v, ranges, firstKey, scale, o, logSumExp);
+            return;
+        }
         long blocks = AttentionRun.Slices(block.Queries) * block.Batches * block.Heads * CeilDivide(block.ValueWidth, Span);
         Launch(
             SoftmaxFile, accumulator ? "softmax_attention_fwd_f32" : "softmax_attention_fwd", q.DType, Blocks(blocks, SoftmaxThreads(q.DType)),
@@ -88,6 +93,11 @@ internal sealed partial class CudaBackend
         RequireShape(dq, DType.F32, q.Shape);
         RequireShape(dk, DType.F32, k.Shape);
         RequireShape(dv, DType.F32, v.Shape);
+        if (RunsOnWarpgroups(block, q.DType, scale, q.Pointer, k.Pointer, v.Pointer, dO.Pointer, dq.Pointer, dk.Pointer, dv.Pointer))
+        {
+            AttendBackwardOnWarpgroups(block, q, k, v, dO, logSumExp, delta, ranges, firstKey, scale, dq, dk, dv);
+            return;
+        }
         long queryBlocks = AttentionRun.Slices(block.Queries) * block.Batches * block.Heads * CeilDivide(block.KeyWidth, Span);
         Launch(
             SoftmaxBackwardFile, "softmax_attention_bwd_query", q.DType, Blocks(queryBlocks, SoftmaxThreads(q.DType)),

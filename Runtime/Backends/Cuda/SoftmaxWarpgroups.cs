@@ -1,0 +1,62 @@
+namespace LaspNative.Runtime.Cuda;
+
+/// <summary>
+/// Softmax attention on Hopper's warpgroup products (softmax_attention_wgmma.cu, softmax_attention_bwd_wgmma.cu): bf16, keys and values of one width, 64 or 128, and tensors that
+/// start on 16 bytes. Everything else, and everything under LASP_FORCE_SM80, stays on the kernels of SoftmaxAttention.cs.
+/// </summary>
+internal sealed partial class CudaBackend
+{
+    private const string SoftmaxWarpgroupsFile = "softmax_attention_wgmma";
+    private const string SoftmaxWarpgroupsBackwardFile = "softmax_attention_bwd_wgmma";
+
+    /// <summary>One warpgroup that copies, two that compute: THREADS of both files.</summary>
+    private const uint WarpgroupThreads = 384;
+
+    /// <summary>BLOCK_QUERIES of the forward file and BLOCK_KEYS of the backward one.</summary>
+    private const long WarpgroupRows = 128;
+
+    /// <summary>Queries of one step of the backward kernels: QUERIES.</summary>
+    private const long QueryRun = 64;
+
+    /// <summary>sizeof(SpanOfQueries) of softmax_visibility.cuh.</summary>
+    private const long SpanBytes = 16;
+
+    private bool RunsOnWarpgroups(in SoftmaxBlock block, DType element, double scale, params ReadOnlySpan<nint> pointers)
+    {
+        bool fits = _device.Kernels.Architecture == "sm_90a" && element == DType.BF16 && scale > 0
+            && block.KeyWidth == block.ValueWidth && block.KeyWidth is 64 or 128 && block.Keys > 0 && block.Queries > 0;
+        foreach (nint pointer in pointers) fits &= pointer % 16 == 0;
+        return fits;
+    }
+
+    private void AttendOnWarpgroups(in SoftmaxBlock block, Tensor q, Tensor k, Tensor v, Tensor ranges, long firstKey, double scale, Tensor o, Tensor logSumExp)
+    {
+        string kernel = (block.KeyWidth, o.DType == DType.F32) switch
+        {
+            (64, false) => "softmax_attention_fwd_64",
+            (64, true) => "softmax_attention_fwd_64_f32",
+            (_, false) => "softmax_attention_fwd_128",
+            (_, true) => "softmax_attention_fwd_128_f32",
+        };
+        long blocks = CeilDivide(block.Queries, WarpgroupRows) * block.Batches * block.Heads;
+        Launch(
+            SoftmaxWarpgroupsFile, kernel, q.DType, Blocks(blocks, WarpgroupThreads, 1024 + (1280 * block.KeyWidth)),
+            q.Pointer, k.Pointer, v.Pointer, ranges.Pointer, firstKey, block.Queries, block.Keys, block.Heads, block.KeyHeads, block.Batches, (float)scale, o.Pointer, logSumExp.Pointer);
+    }
+
+    private void AttendBackwardOnWarpgroups(
+        in SoftmaxBlock block, Tensor q, Tensor k, Tensor v, Tensor dO, Tensor logSumExp, Tensor delta, Tensor ranges, long firstKey, double scale, Tensor dq, Tensor dk, Tensor dv)
+    {
+        long runs = CeilDivide(block.Queries, QueryRun), tickets = 1 + (block.Batches * block.Heads * runs);
+        nint spans = _device.Workspace((runs * SpanBytes) + (tickets * sizeof(int))), firstTicket = spans + (nint)(runs * SpanBytes);
+        _device.Context.MakeCurrent();
+        _device.Stream.FillAsync(0, firstTicket, tickets * sizeof(int));
+        Launch(SoftmaxWarpgroupsBackwardFile, "softmax_query_spans", q.DType, PerWarp(runs), ranges.Pointer, firstKey, block.Queries, block.Keys, spans);
+        long blocks = CeilDivide(block.Keys, WarpgroupRows) * block.Batches * block.KeyHeads;
+        Launch(
+            SoftmaxWarpgroupsBackwardFile, block.KeyWidth == 64 ? "softmax_attention_bwd_64" : "softmax_attention_bwd_128", q.DType,
+            Blocks(blocks, WarpgroupThreads, 35840 + (1280 * block.KeyWidth)),
+            q.Pointer, k.Pointer, v.Pointer, dO.Pointer, logSumExp.Pointer, delta.Pointer, ranges.Pointer, spans, firstTicket, firstKey, block.Queries, block.Keys,
+            block.Heads, block.KeyHeads, block.Batches, (float)scale, dq.Pointer, dk.Pointer, dv.Pointer);
+    }
+}

@@ -1,0 +1,476 @@
+// Gradients of softmax attention through a block of keys on Hopper's warpgroup products (sm_90a, bf16, heads of 64 or 128 channels); everything else runs softmax_attention_bwd.cu, whose contract
+// this is: with p_ij = exp(scale q_i . k_j - lse_i) over the keys j that query i sees (softmax_visibility.cuh),
+//     ds_ij = p_ij (dO_i . v_j - delta_i)
+//     dq_i += scale sum_j ds_ij k_j        dk_j += scale sum_i ds_ij q_i        dv_j += sum_i p_ij dO_i
+// q, dO [B, C, H, D], k, v [B, M, Hk, D], all 16-byte aligned; lse, delta [B, C, H]; dq [B, C, H, D], dk, dv [B, M, Hk, D] fp32, added to; dq 16-byte aligned.
+//
+// A block owns 128 keys of one key head: scores are formed once, dk and dv stay in registers, and the block's share of dq is added to memory. Shares of the same queries are added in the order of
+// their keys, each block waiting for its predecessor's ticket, so that every run gives the same bits; blocks start in that order, and walk the queries (and within them the heads of the group)
+// downwards, so that a predecessor is always ahead. Warpgroup 0: two warps copy 64 queries at a time into two stages, a third adds the shares of dq. Warpgroups 1 and 2 hold 64 keys each.
+// fp32 sums; p and ds are rounded to bf16 for their products.
+#include "softmax_visibility.cuh"
+#include "stages.cuh"
+
+#if LASP_ELEMENT_BF16 && __CUDA_ARCH_FEAT_SM90_ALL
+
+constexpr int QUERIES = 64;               // of one step
+constexpr int KEYS = 64;                  // of one consumer
+constexpr int CONSUMERS = 2;              // warpgroups
+constexpr int BLOCK_KEYS = CONSUMERS * KEYS;
+constexpr int STAGES = 2;
+constexpr int NOTES = 8;                  // visits remembered: the share of dq of a step leaves up to four visits later
+constexpr int CONSUMER_WARPS = CONSUMERS * WARPGROUP / WARP;
+constexpr int THREADS = (1 + CONSUMERS) * WARPGROUP;
+constexpr int PRODUCER_REGISTERS = 56, CONSUMER_REGISTERS = 224;
+constexpr int READY = 1;                  // named barrier of all consumers
+constexpr float LOG2_E = 1.4426950408889634f;
+
+// What each run of 64 queries sees, for softmax_attention_bwd_64 and _128. spans [ceil(C / 64)]. Launch: one warp per run, blocks of 256.
+KERNEL softmax_query_spans(const int64* ranges, int64 first_key, int64 queries, int keys, SpanOfQueries* spans)
+{
+    const int64 run = global_thread() / WARP;
+    if (run * QUERIES >= queries) return;
+    SpanOfQueries seen = SpanOfQueries::neutral(keys);
+    for (int64 query = run * QUERIES + threadIdx.x % WARP; query < min(queries, (run + 1) * QUERIES); query += WARP) {
+        const KeySpan mine = seen_by(ranges, query, first_key, keys);
+        seen = seen.and_of({ mine, mine });
+    }
+    seen = reduce_spans(seen);
+    if (threadIdx.x % WARP == 0) spans[run] = seen;
+}
+
+struct Call {
+    const bf16 *q, *k, *v, *d_out;
+    const float *lse, *delta;
+    const int64* ranges;
+    const SpanOfQueries* spans;
+    int* tickets;                         // [1 + B * H * runs], zero before the launch: blocks started, and shares added to each run of 64 queries
+    int64 first_key, queries;
+    int keys, heads, key_heads;
+    int64 batches;
+    float scale;
+    float *dq, *dk, *dv;
+};
+
+struct Unit {
+    int64 batch;
+    int key_head, key;                    // the block's first key
+};
+
+// ---- Shared memory ----
+
+// One stage's query rows. Queries that do not exist or see nothing have lse = infinity, so that p = 0.
+struct QueryRows {
+    float lse[QUERIES], delta[QUERIES];   // lse in units of ln 2
+    int first[QUERIES];
+    unsigned count[QUERIES];
+};
+
+// A step: run `run` of 64 queries of one head. No more steps: run < 0.
+struct Visit {
+    int run, head, rank;                  // rank: blocks of keys that add to this run before
+    bool masked;
+};
+
+struct Shared {
+    Barrier stage_full[STAGES], stage_empty[STAGES];  // q, dO and their rows
+    Barrier ds_full[2], ds_empty[2];
+    Barrier share_full, share_empty;                  // of dq
+    Visit visits[NOTES];
+    Unit unit;
+    QueryRows rows[STAGES];
+
+    __device__ __forceinline__ void init()
+    {
+        for (int s = 0; s < STAGES; ++s) {
+            init_barrier(stage_full[s], 1);
+            init_barrier(stage_empty[s], CONSUMER_WARPS);
+            init_barrier(ds_full[s], CONSUMER_WARPS);
+            init_barrier(ds_empty[s], CONSUMER_WARPS);
+        }
+        init_barrier(share_full, CONSUMER_WARPS);
+        init_barrier(share_empty, 1);
+    }
+};
+
+template <int D> struct Tiles {
+    static constexpr unsigned KEY_BYTES = BLOCK_KEYS * D * 2, QUERY_BYTES = QUERIES * D * 2, DS_BYTES = BLOCK_KEYS * PANEL_ROW;
+    static constexpr unsigned SHARE_PITCH = D * 4 + 32;  // bytes; stores of eight rows by four lanes each meet no bank conflict
+    unsigned k, v, q, d_out, ds, share;                  // addresses
+
+    static __device__ __forceinline__ Tiles at(unsigned start)
+    {
+        Tiles t;
+        t.k = start;
+        t.v = t.k + KEY_BYTES;
+        t.q = t.v + KEY_BYTES;
+        t.d_out = t.q + STAGES * QUERY_BYTES;
+        t.ds = t.d_out + STAGES * QUERY_BYTES;
+        t.share = t.ds + 2 * DS_BYTES;
+        return t;
+    }
+};
+
+// ---- Producers: warp s fills stage s ----
+
+__device__ __forceinline__ void load_query_rows(const Call& call, int64 row_of_run, int64 first_query, int rows, QueryRows& to)
+{
+#pragma unroll
+    for (int i = threadIdx.x % WARP; i < QUERIES; i += WARP) {
+        KeySpan seen = { 0, -1 };
+        float lse = INFINITE, delta = 0.0f;
+        if (i < rows) {
+            seen = seen_by(call.ranges, first_query + i, call.first_key, call.keys);
+            const int64 row = row_of_run + i * (int64)call.heads;
+            lse = call.lse[row] * LOG2_E;
+            delta = call.delta[row];
+            if (lse == -INFINITE) lse = INFINITE;
+        }
+        to.lse[i] = lse;
+        to.delta[i] = delta;
+        to.first[i] = seen.first;
+        to.count[i] = seen.count();
+    }
+}
+
+// The visits of a block by one warp, which looks at 32 runs of queries at a time: the last run first, its heads upwards.
+struct Walk {
+    const Call& call;
+    const Unit& unit;
+    int chunk, head;                      // the next run is that of the highest bit of `sees`, counted from `chunk`
+    unsigned sees, masked;
+    int first_key;                        // that run `chunk + lane` sees
+
+    static __device__ __forceinline__ Walk start(const Call& call, const Unit& unit)
+    {
+        return { call, unit, ((int)((call.queries + QUERIES - 1) / QUERIES) + WARP - 1) / WARP * WARP, 0, 0, 0, 0 };
+    }
+
+    __device__ __forceinline__ void look_down()
+    {
+        chunk -= WARP;
+        const int run = chunk + threadIdx.x % WARP, last_key = unit.key + BLOCK_KEYS - 1;
+        SpanOfQueries seen = SpanOfQueries::neutral(call.keys);
+        if (run < (call.queries + QUERIES - 1) / QUERIES) seen = call.spans[run];
+        sees = __ballot_sync(0xFFFFFFFFu, seen.any.first <= last_key && unit.key <= seen.any.last);
+        masked = __ballot_sync(0xFFFFFFFFu, seen.all.first > unit.key || seen.all.last < last_key);
+        first_key = seen.any.first;
+    }
+
+    __device__ __forceinline__ Visit next()
+    {
+        while (!sees && chunk > 0) look_down();
+        if (!sees) return { -1, 0, 0, false };
+        const int group = call.heads / call.key_heads, bit = WARP - 1 - __clz(sees);
+        const int rank = unit.key / BLOCK_KEYS - __shfl_sync(0xFFFFFFFFu, first_key, bit) / BLOCK_KEYS;
+        const Visit visit = { chunk + bit, unit.key_head * group + head, rank, (masked >> bit & 1) != 0 };
+        if (++head == group) head = 0, sees &= ~(1u << bit);
+        return visit;
+    }
+};
+
+template <int D> __device__ __forceinline__ void fill_stage(const Call& call, const Unit& unit, const Tiles<D>& tiles, int stage, const Visit& visit, QueryRows& query_rows)
+{
+    const int64 query = (int64)visit.run * QUERIES, row = (unit.batch * call.queries + query) * call.heads + visit.head;
+    const int rows = (int)min((int64)QUERIES, call.queries - query);
+#pragma unroll 1
+    for (int gradient = 0; gradient < 2; ++gradient)
+        copy_panels<QUERIES, D / PANEL, WARP>(
+            (gradient ? tiles.d_out : tiles.q) + stage * Tiles<D>::QUERY_BYTES, (gradient ? call.d_out : call.q) + row * D, (int64)call.heads * D, rows, threadIdx.x % WARP);
+    load_query_rows(call, row, query, rows, query_rows);
+}
+
+template <int D> __device__ __forceinline__ void produce(const Call& call, const Unit& unit, const Tiles<D>& tiles, Shared& shared)
+{
+    const int stage = threadIdx.x / WARP;
+    Walk walk = Walk::start(call, unit);
+    for (int step = 0;; ++step) {
+        const Visit visit = walk.next();
+        if (step % STAGES == stage) {
+            wait_turn(shared.stage_empty[stage], (step / STAGES & 1) ^ 1);
+            if (threadIdx.x % WARP == 0) shared.visits[step % NOTES] = visit;
+            if (visit.run >= 0) fill_stage(call, unit, tiles, stage, visit, shared.rows[stage]);
+            publish_copies();
+            arrive_warp(shared.stage_full[stage]);
+        }
+        if (visit.run < 0) break;
+    }
+}
+
+// ---- The warp that adds shares of dq ----
+
+__device__ __forceinline__ void wait_ticket(const int* ticket, int number)
+{
+    int reached;
+    do {
+        asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(reached) : "l"(ticket) : "memory");
+    } while (reached < number);
+}
+
+__device__ __forceinline__ void give_ticket(int* ticket) { asm volatile("red.release.gpu.global.add.s32 [%0], 1;" ::"l"(ticket) : "memory"); }
+
+// Adds `bytes` of fp32 from shared to global memory, asynchronously; one transaction, 16-byte aligned.
+__device__ __forceinline__ void add_row_async(float* to, unsigned from, int bytes)
+{
+    asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(to), "r"(from), "r"(bytes) : "memory");
+}
+
+__device__ __forceinline__ void commit_additions() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+
+template <int PENDING> __device__ __forceinline__ void wait_additions() { asm volatile("cp.async.bulk.wait_group %0;" ::"n"(PENDING) : "memory"); }
+
+// The sources have been read.
+__device__ __forceinline__ void wait_additions_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
+
+template <int D> __device__ __forceinline__ void add_shares(const Call& call, const Unit& unit, const Tiles<D>& tiles, Shared& shared)
+{
+    const int lane = threadIdx.x % WARP;
+    const int64 runs = (call.queries + QUERIES - 1) / QUERIES;
+    int* previous = nullptr;  // whose additions may be under way
+    for (int step = 0;; ++step) {
+        wait_turn(shared.share_full, step & 1);
+        const Visit visit = shared.visits[step % NOTES];
+        if (visit.run < 0) break;
+        int* ticket = call.tickets + 1 + (unit.batch * call.heads + visit.head) * runs + visit.run;
+        if (lane == 0) wait_ticket(ticket, visit.rank);
+        __syncwarp();
+        const int64 query = (int64)visit.run * QUERIES;
+        float* to = call.dq + ((unit.batch * call.queries + query) * call.heads + visit.head) * D;
+        const int rows = (int)min((int64)QUERIES, call.queries - query);
+        for (int row = lane; row < rows; row += WARP) add_row_async(to + row * (int64)call.heads * D, tiles.share + row * Tiles<D>::SHARE_PITCH, D * 4);
+        commit_additions();
+        wait_additions_read();
+        arrive_warp(shared.share_empty);
+        wait_additions<1>();
+        __syncwarp();
+        if (lane == 0 && previous) give_ticket(previous);
+        previous = ticket;
+    }
+    wait_additions<0>();
+    __syncwarp();
+    if (lane == 0 && previous) give_ticket(previous);
+}
+
+// ---- Consumers ----
+
+__device__ __forceinline__ float exp2_of(float x)
+{
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+__device__ __forceinline__ float2 pair_of(const float* x, int i) { return *(const float2*)(x + sums_column(i)); }
+
+template <int D> struct Consumer {
+    const Tiles<D>& tiles;
+    Shared& shared;
+    int number, key;                      // the first of its 64 keys
+    float factor, scale;
+    Sums<D> dk, dv;
+    Sums<QUERIES> p, ds;
+
+    // p = k q^T, ds = v dO^T
+    __device__ __forceinline__ void start_scores(int stage)
+    {
+        const unsigned rows = number * KEYS * PANEL_ROW;
+        begin_products();
+        correlate(tiles.k + rows, tiles.q + stage * Tiles<D>::QUERY_BYTES, p);
+        correlate(tiles.v + rows, tiles.d_out + stage * Tiles<D>::QUERY_BYTES, ds);
+        commit_products();
+    }
+
+    __device__ __forceinline__ void correlate(unsigned keys, unsigned queries, Sums<QUERIES>& sums)
+    {
+#pragma unroll
+        for (int step = 0; step < D / SUMMANDS; ++step)
+            product<ALONG, ALONG>(along(keys, step % 4, step / 4 * BLOCK_KEYS * PANEL_ROW), along(queries, step % 4, step / 4 * QUERIES * PANEL_ROW), step > 0, sums);
+    }
+
+    __device__ __forceinline__ void mask(const QueryRows& rows)
+    {
+#pragma unroll
+        for (int i = 0; i < Sums<QUERIES>::COUNT; ++i)
+            if ((unsigned)(key + sums_row(i) - rows.first[sums_column(i)]) >= rows.count[sums_column(i)]) p.at[i] = -INFINITE;
+    }
+
+    // Scores to p and dO . v to ds, 16 queries at a time, packed as left operands.
+    __device__ __forceinline__ void differentiate(const QueryRows& rows, unsigned (&left_p)[QUERIES / SUMMANDS][4], unsigned (&left_ds)[QUERIES / SUMMANDS][4])
+    {
+#pragma unroll
+        for (int i = 0; i < Sums<QUERIES>::COUNT; i += 4) {
+            const float2 lse = pair_of(rows.lse, i), delta = pair_of(rows.delta, i);
+#pragma unroll
+            for (int j = i; j < i + 4; ++j) {
+                p.at[j] = exp2_of(fmaf(p.at[j], factor, j % 2 ? -lse.y : -lse.x));
+                ds.at[j] = p.at[j] * (ds.at[j] - (j % 2 ? delta.y : delta.x));
+            }
+            if (i % 8 == 0) continue;
+            pack_sums(p, i / 8, left_p[i / 8]);
+            pack_sums(ds, i / 8, left_ds[i / 8]);
+        }
+    }
+
+    // sums += left x, with x [64 queries, D]
+    static __device__ __forceinline__ void multiply(const unsigned (&left)[QUERIES / SUMMANDS][4], unsigned x, Sums<D>& sums)
+    {
+#pragma unroll
+        for (int step = 0; step < QUERIES / SUMMANDS; ++step) product<DOWN>(left[step], down(x, step, QUERIES * PANEL_ROW), 1, sums);
+    }
+
+    __device__ __forceinline__ void store_ds(int buffer, const unsigned (&left)[QUERIES / SUMMANDS][4])
+    {
+        const int lane = threadIdx.x % WARP, row = number * KEYS + threadIdx.x % WARPGROUP / WARP * 16 + lane % 16;
+#pragma unroll
+        for (int step = 0; step < QUERIES / SUMMANDS; ++step) store_matrices(tiles.ds + buffer * Tiles<D>::DS_BYTES + panel_offset(row, 2 * step + lane / 16), left[step]);
+        publish_to_products();
+    }
+
+    // share = ds k over all keys of the block, for this consumer's half of the columns
+    __device__ __forceinline__ void start_share(int step, Sums<D / CONSUMERS>& share)
+    {
+        const int buffer = step % 2, column = number * D / CONSUMERS;
+        wait_turn(shared.ds_full[buffer], step / 2 & 1);
+        const unsigned k = tiles.k + column / PANEL * BLOCK_KEYS * PANEL_ROW + column % PANEL * 2, left = tiles.ds + buffer * Tiles<D>::DS_BYTES;
+        begin_products();
+#pragma unroll
+        for (int summands = 0; summands < BLOCK_KEYS / SUMMANDS; ++summands)
+            product<DOWN, DOWN>(down(left, summands, PANEL_ROW), down(k, summands, PANEL_ROW), summands > 0, share);
+        commit_products();
+    }
+
+    __device__ __forceinline__ void store_share(int step, const Sums<D / CONSUMERS>& share)
+    {
+        arrive_warp(shared.ds_empty[step % 2]);
+        wait_turn(shared.share_empty, (step & 1) ^ 1);
+#pragma unroll
+        for (int i = 0; i < Sums<D / CONSUMERS>::COUNT; i += 2) {
+            const unsigned to = tiles.share + sums_row(i) * Tiles<D>::SHARE_PITCH + (number * D / CONSUMERS + sums_column(i)) * 4;
+            asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(to), "f"(scale * share.at[i]), "f"(scale * share.at[i + 1]) : "memory");
+        }
+        publish_to_products();
+        arrive_warp(shared.share_full);
+    }
+
+    // One run of queries; the share of dq of the step before goes out meanwhile.
+    __device__ __forceinline__ void visit(int step, bool masked)
+    {
+        const int stage = step % STAGES;
+        const QueryRows& rows = shared.rows[stage];
+        unsigned left_p[QUERIES / SUMMANDS][4], left_ds[QUERIES / SUMMANDS][4];
+        start_scores(stage);
+        wait_products<0>();
+        pin(p);
+        pin(ds);
+        if (masked) mask(rows);
+        differentiate(rows, left_p, left_ds);
+        wait_turn(shared.ds_empty[step % 2], (step / 2 & 1) ^ 1);
+        store_ds(step % 2, left_ds);
+        arrive_warp(shared.ds_full[step % 2]);
+        begin_products();
+        multiply(left_p, tiles.d_out + stage * Tiles<D>::QUERY_BYTES, dv);
+        multiply(left_ds, tiles.q + stage * Tiles<D>::QUERY_BYTES, dk);
+        commit_products();
+        if (step > 0) {
+            Sums<D / CONSUMERS> share;
+            start_share(step - 1, share);
+            wait_products<1>();
+            arrive_warp(shared.stage_empty[stage]);
+            wait_products<0>();
+            pin(share);
+            store_share(step - 1, share);
+        } else {
+            wait_products<0>();
+            arrive_warp(shared.stage_empty[stage]);
+        }
+        pin(dk);
+        pin(dv);
+    }
+
+    // Returns the number of steps.
+    __device__ __forceinline__ int run()
+    {
+        int step = 0;
+        for (;; ++step) {
+            wait_turn(shared.stage_full[step % STAGES], step / STAGES & 1);
+            const Visit& next = shared.visits[step % NOTES];
+            if (next.run < 0) break;
+            visit(step, next.masked);
+        }
+        if (step > 0) {
+            Sums<D / CONSUMERS> share;
+            start_share(step - 1, share);
+            wait_products<0>();
+            pin(share);
+            store_share(step - 1, share);
+        }
+        wait_turn(shared.share_empty, (step & 1) ^ 1);
+        arrive_warp(shared.share_full);  // no more
+        return step;
+    }
+};
+
+// x [rows, D] += factor sums
+template <int D> __device__ __forceinline__ void add_sums(const Sums<D>& sums, float factor, int rows, int64 stride, float* x)
+{
+#pragma unroll
+    for (int i = 0; i < Sums<D>::COUNT; i += 2) {
+        if (sums_row(i) >= rows) continue;
+        float2* to = (float2*)(x + sums_row(i) * stride + sums_column(i));
+        const float2 old = *to;
+        *to = make_float2(fmaf(factor, sums.at[i], old.x), fmaf(factor, sums.at[i + 1], old.y));
+    }
+}
+
+template <int D> __device__ __forceinline__ void consume(const Call& call, const Unit& unit, const Tiles<D>& tiles, Shared& shared)
+{
+    const int thread = threadIdx.x - WARPGROUP, number = thread / WARPGROUP;
+    const int64 stride = (int64)call.key_heads * D, block = ((unit.batch * call.keys + unit.key) * call.key_heads + unit.key_head) * D;
+    copy_panels<BLOCK_KEYS, D / PANEL, CONSUMERS * WARPGROUP>(tiles.k, call.k + block, stride, call.keys - unit.key, thread);
+    copy_panels<BLOCK_KEYS, D / PANEL, CONSUMERS * WARPGROUP>(tiles.v, call.v + block, stride, call.keys - unit.key, thread);
+    publish_copies();
+    sync_threads(READY, CONSUMERS * WARPGROUP);
+
+    Consumer<D> consumer = { tiles, shared, number, unit.key + number * KEYS, call.scale * LOG2_E, call.scale };
+#pragma unroll
+    for (int i = 0; i < Sums<D>::COUNT; ++i) consumer.dk.at[i] = consumer.dv.at[i] = 0.0f;
+    if (consumer.run() == 0) return;
+    add_sums(consumer.dk, call.scale, call.keys - consumer.key, stride, call.dk + block + number * KEYS * stride);
+    add_sums(consumer.dv, 1.0f, call.keys - consumer.key, stride, call.dv + block + number * KEYS * stride);
+}
+
+template <int D> __device__ __forceinline__ void differentiate_block(const Call& call)
+{
+    extern __shared__ unsigned char memory[];
+    __shared__ Shared shared;
+    const Tiles<D> tiles = Tiles<D>::at((shared_address(memory) + 1023) & ~1023u);
+    if (threadIdx.x == 0) {
+        const int64 number = atomicAdd(call.tickets, 1), lines = call.batches * call.key_heads, line = number % lines;
+        shared.unit = { line / call.key_heads, (int)(line % call.key_heads), (int)(number / lines) * BLOCK_KEYS };
+        shared.init();
+    }
+    __syncthreads();
+    const Unit& unit = shared.unit;
+    if (threadIdx.x < WARPGROUP) {
+        give_registers<PRODUCER_REGISTERS>();
+        if (threadIdx.x < STAGES * WARP) produce<D>(call, unit, tiles, shared);
+        else if (threadIdx.x < (STAGES + 1) * WARP) add_shares<D>(call, unit, tiles, shared);
+    } else {
+        take_registers<CONSUMER_REGISTERS>();
+        consume<D>(call, unit, tiles, shared);
+    }
+}
+
+// Launch: 384 threads, one block per (128 keys, b, key head), 35840 + 1280 D bytes of dynamic shared memory.
+#define SOFTMAX_ATTENTION_BACKWARD(name, D)                                                                                                                                          \
+    KERNEL __launch_bounds__(THREADS, 1) name(                                                                                                                                      \
+        const bf16* q, const bf16* k, const bf16* v, const bf16* d_out, const float* lse, const float* delta, const int64* ranges, const SpanOfQueries* spans, int* tickets,         \
+        int64 first_key, int64 queries, int keys, int heads, int key_heads, int64 batches, float scale, float* dq, float* dk, float* dv)                                             \
+    {                                                                                                                                                                                \
+        differentiate_block<D>({ q, k, v, d_out, lse, delta, ranges, spans, tickets, first_key, queries, keys, heads, key_heads, batches, scale, dq, dk, dv });                      \
+    }
+
+SOFTMAX_ATTENTION_BACKWARD(softmax_attention_bwd_64, 64)
+SOFTMAX_ATTENTION_BACKWARD(softmax_attention_bwd_128, 128)
+
+#endif
