@@ -52,8 +52,13 @@ internal sealed class LinearAttentionLayer : AttentionLayer
     private Variable Features(Variable x, Variable weight, int heads, SequenceContext sequence)
     {
         Variable projected = Heads(x, weight, heads);
-        Variable mapped = Config.FeatureMap == FeatureMap.Silu ? Consume(projected, Silu.Apply) : projected;
-        return Config.LinearRope ? Rotate(mapped, sequence) : mapped;
+        return (Config.FeatureMap, Config.LinearRope) switch
+        {
+            (FeatureMap.Silu, true) => Consume(projected, h => SiluRope.Apply(h, sequence.Positions, Config.RopeTheta)),
+            (FeatureMap.Silu, false) => Consume(projected, Silu.Apply),
+            (_, true) => Rotate(projected, sequence),
+            _ => projected,
+        };
     }
 
     public override void Dispose() => _decay?.Dispose();

@@ -30,24 +30,21 @@ internal sealed class LinearLlamaBlock : IDisposable
         _downProj = parameters.Matrix(prefix + "mlp.down_proj.weight", config.HiddenSize, config.IntermediateSize);
     }
 
-    /// <summary>x [B, C, hidden] to y of the same shape.</summary>
-    public Variable Forward(Variable x, SequenceContext sequence)
+    /// <summary>The stream of x [B, C, hidden] to that of y; takes the former over.</summary>
+    public ResidualStream Forward(ResidualStream x, SequenceContext sequence)
     {
-        using Variable h = AddAttention(x, sequence);
-        using Variable fed = FeedForward(h);
-        return Add.Apply(h, fed);
+        ResidualStream h = Continue(x, _inputNorm, normed => _attention.Forward(normed, sequence));
+        return Continue(h, _postAttentionNorm, FeedForward);
     }
 
-    private Variable AddAttention(Variable x, SequenceContext sequence)
+    private ResidualStream Continue(ResidualStream stream, Variable? norm, Func<Variable, Variable> branch)
     {
-        using Variable normed = RmsNorm.Apply(x, _inputNorm, _config.RmsNormEps);
-        using Variable attended = _attention.Forward(normed, sequence);
-        return Add.Apply(x, attended);
+        (Variable sum, Variable normed) = stream.Norm(norm, _config.RmsNormEps);
+        using (normed) return new ResidualStream(sum, branch(normed));
     }
 
-    private Variable FeedForward(Variable h)
+    private Variable FeedForward(Variable normed)
     {
-        using Variable normed = RmsNorm.Apply(h, _postAttentionNorm, _config.RmsNormEps);
         using Variable gate = Linear.Apply(normed, _gateProj);
         using Variable up = Linear.Apply(normed, _upProj);
         using Variable hidden = GatedLinearUnit.Apply(gate, up, _config.HiddenAct);

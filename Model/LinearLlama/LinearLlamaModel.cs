@@ -62,10 +62,10 @@ public sealed class LinearLlamaModel : IDisposable
     /// <summary>The normed output of the last layer, [B, C, hidden].</summary>
     private Variable Hidden(Variable ids, SequenceContext sequence)
     {
-        Variable x = Embedding.Apply(ids, _embedTokens);
-        foreach (LinearLlamaBlock block in _blocks)
-            using (Variable previous = x) x = block.Forward(previous, sequence);
-        using (x) return RmsNorm.Apply(x, _norm, Config.RmsNormEps);
+        var stream = new ResidualStream(Embedding.Apply(ids, _embedTokens), null);
+        foreach (LinearLlamaBlock block in _blocks) stream = block.Forward(stream, sequence);
+        (Variable sum, Variable normed) = stream.Norm(_norm, Config.RmsNormEps);
+        using (sum) return normed;
     }
 
     public void Dispose()

@@ -86,6 +86,18 @@ public interface IBackend
     void RmsNormBackward(Tensor x, Tensor? weight, Tensor inverseRms, Tensor dy, Tensor dx, Tensor? dWeight);
 
     /// <summary>
+    /// The residual sum and the norm that reads it, in one pass: h = x + residual, y = h * r * weight with r = 1 / sqrt(mean(h^2) + eps) per row.
+    /// x, residual, h, y [.., C]; weight [C] of T or null; inverseRms [rows] of Acc receives r. h is rounded to T before it is normed.
+    /// </summary>
+    void AddRmsNorm(Tensor x, Tensor residual, Tensor? weight, double eps, Tensor h, Tensor y, Tensor inverseRms);
+
+    /// <summary>
+    /// The gradient of x and of residual alike: dx = dh + r * (w*dy - h * r^2 * mean(w*dy*h)), where dh (null: zero) is what the other readers of h gave;
+    /// adds dWeight += sum over rows of dy * h * r, dWeight [C] of Acc, null exactly when weight is.
+    /// </summary>
+    void AddRmsNormBackward(Tensor h, Tensor? weight, Tensor inverseRms, Tensor dy, Tensor? dh, Tensor dx, Tensor? dWeight);
+
+    /// <summary>
     /// The output of a linear-attention head: y = rmsnorm_E(x) * weight * silu(gate). x, gate, y [.., H, E]; weight [E] of T or null; gate null means no gate;
     /// inverseRms [rows*H] of Acc.
     /// </summary>
@@ -101,6 +113,12 @@ public interface IBackend
     /// Angles are computed in fp64, so that positions in the millions stay exact.
     /// </summary>
     void Rope(Tensor x, long firstPosition, double theta, bool inverse, Tensor y);
+
+    /// <summary>The feature map and the rotation of a query or key in one pass: y = R silu(x), where R is what <see cref="Rope"/> does to x [B,N,H,D].</summary>
+    void SiluRope(Tensor x, long firstPosition, double theta, Tensor y);
+
+    /// <summary>dx = silu'(x) * R^-1 dy.</summary>
+    void SiluRopeBackward(Tensor x, Tensor dy, long firstPosition, double theta, Tensor dx);
 
     // ---- Linear attention (LinearAttention.cs): S_i = a_i . S_{i-1} + k_i^T v_i,  o_i = scale q_i S_i,  a_i = exp(g_i) ----
     // q, o, dO [B,N,H,D|E]; k [B,N,Hk,D]; v [B,N,Hk,E]; states [B,H,D,E] of Acc.

@@ -39,20 +39,35 @@ template <int N> struct Lanes { static constexpr int count = N; };
 
 template <int N> struct Pack { float at[N]; };
 
-template <typename T> __device__ __forceinline__ Pack<1> load(const T* x, Lanes<1>) { return { { to_float(*x) } }; }
+// N elements as they lie in memory: what a kernel holds between its loads and their use, at half a Pack's registers where they are bf16.
+template <typename T, int N = PACK> struct Stored { T value; };
 
-template <typename T> __device__ __forceinline__ void store(const Pack<1>& x, T* y) { from_float(x.at[0], *y); }
+template <> struct Stored<float, PACK> { float4 low, high; };
 
-__device__ __forceinline__ Pack<PACK> load(const float* x, Lanes<PACK>)
+template <> struct Stored<bf16, PACK> { uint4 bits; };
+
+template <typename T> __device__ __forceinline__ Stored<T, 1> fetch(const T* x, Lanes<1>) { return { *x }; }
+
+__device__ __forceinline__ Stored<float> fetch(const float* x, Lanes<PACK>) { return { ((const float4*)x)[0], ((const float4*)x)[1] }; }
+
+__device__ __forceinline__ Stored<bf16> fetch(const bf16* x, Lanes<PACK>) { return { *(const uint4*)x }; }
+
+template <typename T> __device__ __forceinline__ void put(const Stored<T, 1>& x, T* y) { *y = x.value; }
+
+__device__ __forceinline__ void put(const Stored<float>& x, float* y) { ((float4*)y)[0] = x.low, ((float4*)y)[1] = x.high; }
+
+__device__ __forceinline__ void put(const Stored<bf16>& x, bf16* y) { *(uint4*)y = x.bits; }
+
+template <typename T> __device__ __forceinline__ Pack<1> unpack(const Stored<T, 1>& x) { return { { to_float(x.value) } }; }
+
+__device__ __forceinline__ Pack<PACK> unpack(const Stored<float>& x)
 {
-    const float4 a = ((const float4*)x)[0], b = ((const float4*)x)[1];
-    return { { a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w } };
+    return { { x.low.x, x.low.y, x.low.z, x.low.w, x.high.x, x.high.y, x.high.z, x.high.w } };
 }
 
-__device__ __forceinline__ Pack<PACK> load(const bf16* x, Lanes<PACK>)
+__device__ __forceinline__ Pack<PACK> unpack(const Stored<bf16>& x)
 {
-    const uint4 bits = *(const uint4*)x;
-    const unsigned pair[4] = { bits.x, bits.y, bits.z, bits.w };
+    const unsigned pair[4] = { x.bits.x, x.bits.y, x.bits.z, x.bits.w };
     Pack<PACK> p;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -62,23 +77,34 @@ __device__ __forceinline__ Pack<PACK> load(const bf16* x, Lanes<PACK>)
     return p;
 }
 
-__device__ __forceinline__ void store(const Pack<PACK>& x, float* y)
+// Makes the compiler forget that it has unpacked x before, so that across a barrier it holds x rather than the Pack.
+__device__ __forceinline__ void hold(Stored<float>&) {}
+
+__device__ __forceinline__ void hold(Stored<bf16>& x) { asm volatile("" : "+r"(x.bits.x), "+r"(x.bits.y), "+r"(x.bits.z), "+r"(x.bits.w)); }
+
+template <typename T> __device__ __forceinline__ void pack(const Pack<1>& x, Stored<T, 1>& y) { from_float(x.at[0], y.value); }
+
+__device__ __forceinline__ void pack(const Pack<PACK>& x, Stored<float>& y)
 {
-    ((float4*)y)[0] = make_float4(x.at[0], x.at[1], x.at[2], x.at[3]);
-    ((float4*)y)[1] = make_float4(x.at[4], x.at[5], x.at[6], x.at[7]);
+    y.low = make_float4(x.at[0], x.at[1], x.at[2], x.at[3]);
+    y.high = make_float4(x.at[4], x.at[5], x.at[6], x.at[7]);
 }
 
-__device__ __forceinline__ void store(const Pack<PACK>& x, bf16* y)
+__device__ __forceinline__ void pack(const Pack<PACK>& x, Stored<bf16>& y)
 {
     unsigned pair[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        bf16 low, high;
-        from_float(x.at[2 * i], low);
-        from_float(x.at[2 * i + 1], high);
-        pair[i] = low | ((unsigned)high << 16);
-    }
-    *(uint4*)y = make_uint4(pair[0], pair[1], pair[2], pair[3]);
+    for (int i = 0; i < 4; ++i) asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair[i]) : "f"(x.at[2 * i + 1]), "f"(x.at[2 * i]));
+    y.bits = make_uint4(pair[0], pair[1], pair[2], pair[3]);
+}
+
+template <typename T, int N> __device__ __forceinline__ Pack<N> load(const T* x, Lanes<N> lanes) { return unpack(fetch(x, lanes)); }
+
+template <typename T, int N> __device__ __forceinline__ void store(const Pack<N>& x, T* y)
+{
+    Stored<T, N> stored;
+    pack(x, stored);
+    put(stored, y);
 }
 
 // Whether rows of `row` elements behind these pointers are made of packs (a null pointer has no rows, so it never objects).
@@ -145,7 +171,8 @@ template <typename T, typename Op> __device__ __forceinline__ T block_reduce(T x
 
 // ---- Activations ----
 
-__device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+// By the hardware's exponential and reciprocal: a few units in the last place of fp32, and a tenth of the instructions, which would bound these maps.
+__device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
 
 __device__ __forceinline__ float silu(float x) { return x * sigmoid(x); }
 

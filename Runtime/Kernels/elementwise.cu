@@ -100,9 +100,8 @@ KERNEL gated_linear_unit_bwd(const element* gate, const element* up, const eleme
         const auto d = load(dy + i, lanes);
 #pragma unroll
         for (int j = 0; j < lanes.count; ++j) {
-            const float slope = use_silu ? silu_derivative(g.at[j]) : 1.0f;
-            const float act = use_silu ? silu(g.at[j]) : g.at[j];
-            g.at[j] = d.at[j] * u.at[j] * slope;
+            const float s = use_silu ? sigmoid(g.at[j]) : 1.0f, act = g.at[j] * s;
+            g.at[j] = d.at[j] * u.at[j] * (s + act * (1.0f - s));
             u.at[j] = d.at[j] * act;
         }
         store(g, dgate + i);

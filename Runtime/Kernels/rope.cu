@@ -1,23 +1,103 @@
-// Rotates the pairs (x[d], x[d + D/2]) of x [B, N, H, D] by (first_position + n) * theta^(-2d/D), or back when inverse = 1.
-// Launch: one thread per (b, n, d < D/2), which serves all heads. The angle is formed and reduced in fp64, in half turns, so it stays
-// exact for positions in the millions; the rotation is fp32. x and y may be the same tensor.
+// Rotary position embedding, alone or after the feature map: the pairs (x[d], x[d + D/2]) of x [B, N, H, D] turn by (first_position + n) * theta^(-2d/D).
+//     rope           y = R x                R the rotation, or its inverse
+//     silu_rope      y = R silu(x)          dx = silu'(x) * R^-1 dy
+// The angle is formed and reduced to [-1, 1] half turns in fp64, so it stays exact for positions in the millions; sine, cosine and rotation are fp32.
+// Launch: blocks of 256 threads on a grid (N / TOKENS, D/2 / PAIRS, B); a block makes the table of its angles once, for all heads. y may be x, dx may be x or dy.
 #include "common.cuh"
 
-KERNEL rope(const element* x, int64 batches, int64 tokens, int64 heads, int64 width, int64 first_position, double theta, int inverse, element* y)
+constexpr int TOKENS = 8;
+constexpr int PAIRS = 128;
+constexpr int ITEMS = 2;  // pairs of packs that a thread reads before it uses the first
+
+struct AngleTable {
+    double half_turns[PAIRS];  // per position
+    float2 turn[TOKENS][PAIRS];  // cosine, sine
+};
+
+__device__ __forceinline__ void fill_angles(int tokens, int64 first_position, int64 first_pair, int pairs, int64 width, double log2_theta, bool inverse, AngleTable& table)
 {
-    const double PI = 3.14159265358979323846;
-    const int64 half = width / 2;
-    const int64 thread = global_thread();
-    if (thread >= batches * tokens * half) return;
-    const int64 token = thread / half, d = thread % half;
-    const double position = (double)(first_position + token % tokens);
-    double sine, cosine;
-    sincospi(position * pow(theta, -2.0 * d / width) / PI, &sine, &cosine);
-    const float c = (float)cosine, s = inverse ? -(float)sine : (float)sine;
-    for (int64 h = 0; h < heads; ++h) {
-        const int64 i = (token * heads + h) * width + d;
-        const float a = to_float(x[i]), b = to_float(x[i + half]);
-        from_float(a * c - b * s, y[i]);
-        from_float(b * c + a * s, y[i + half]);
+    const double INVERSE_PI = 0.31830988618379067154;
+    for (int d = threadIdx.x; d < pairs; d += blockDim.x) table.half_turns[d] = exp2(-2.0 * (double)(first_pair + d) / (double)width * log2_theta) * INVERSE_PI;
+    __syncthreads();
+    for (int i = threadIdx.x; i < tokens * PAIRS; i += blockDim.x) {
+        const int n = i / PAIRS, d = i % PAIRS;
+        if (d >= pairs) continue;
+        const double turned = (double)(first_position + n) * table.half_turns[d];
+        float sine, cosine;
+        sincospif((float)fma(-2.0, rint(0.5 * turned), turned), &sine, &cosine);
+        table.turn[n][d] = make_float2(cosine, inverse ? -sine : sine);
     }
+    __syncthreads();
+}
+
+struct RopeShape {
+    int64 tokens, heads, width, first_position;
+    double log2_theta;
+    bool inverse;
+};
+
+enum class Op { ROPE, SILU_ROPE, SILU_ROPE_BWD };
+
+template <int N, Op OP> __device__ __forceinline__ void rotate_tile(const element* x, const element* dy, const RopeShape& s, const AngleTable& table, int tokens, int pairs, element* y)
+{
+    const int64 half = s.width / 2;
+    const int64 start = ((blockIdx.z * s.tokens + blockIdx.x * (int64)TOKENS) * s.heads) * s.width + blockIdx.y * PAIRS;
+    const unsigned packs = pairs / N, heads = (unsigned)s.heads, items = tokens * heads * packs;
+    for (unsigned base = threadIdx.x; base < items; base += blockDim.x * ITEMS) {
+        Stored<element, N> left[ITEMS], right[ITEMS], d_left[ITEMS], d_right[ITEMS];
+#pragma unroll
+        for (int k = 0; k < ITEMS; ++k) {
+            const unsigned item = base + k * blockDim.x;
+            if (item >= items) continue;
+            const int64 i = start + item / packs * s.width + item % packs * N;
+            left[k] = fetch(x + i, Lanes<N>()), right[k] = fetch(x + i + half, Lanes<N>());
+            if (OP == Op::SILU_ROPE_BWD) d_left[k] = fetch(dy + i, Lanes<N>()), d_right[k] = fetch(dy + i + half, Lanes<N>());
+        }
+#pragma unroll
+        for (int k = 0; k < ITEMS; ++k) {
+            const unsigned item = base + k * blockDim.x;
+            if (item >= items) continue;
+            const int64 i = start + item / packs * s.width + item % packs * N;
+            const float2* turn = table.turn[item / packs / heads] + item % packs * N;
+            Pack<N> a = unpack(left[k]), b = unpack(right[k]);
+            Pack<N> from_a = a, from_b = b;
+            if (OP == Op::SILU_ROPE_BWD) from_a = unpack(d_left[k]), from_b = unpack(d_right[k]);
+#pragma unroll
+            for (int j = 0; j < N; ++j) {
+                const float2 t = turn[j];
+                const float p = OP == Op::SILU_ROPE ? silu(a.at[j]) : from_a.at[j], q = OP == Op::SILU_ROPE ? silu(b.at[j]) : from_b.at[j];
+                const float slope_a = OP == Op::SILU_ROPE_BWD ? silu_derivative(a.at[j]) : 1.0f, slope_b = OP == Op::SILU_ROPE_BWD ? silu_derivative(b.at[j]) : 1.0f;
+                a.at[j] = slope_a * (p * t.x - q * t.y);
+                b.at[j] = slope_b * (q * t.x + p * t.y);
+            }
+            store(a, y + i);
+            store(b, y + i + half);
+        }
+    }
+}
+
+template <Op OP> __device__ __forceinline__ void rotate(const element* x, const element* dy, const RopeShape& s, element* y)
+{
+    __shared__ AngleTable table;
+    const int64 half = s.width / 2, first = blockIdx.x * (int64)TOKENS, first_pair = blockIdx.y * (int64)PAIRS;
+    const int tokens = s.tokens - first < TOKENS ? (int)(s.tokens - first) : TOKENS, pairs = half - first_pair < PAIRS ? (int)(half - first_pair) : PAIRS;
+    fill_angles(tokens, s.first_position + first, first_pair, pairs, s.width, s.log2_theta, s.inverse, table);
+    if (packs_fit(half, x, dy, (const element*)y)) rotate_tile<PACK, OP>(x, dy, s, table, tokens, pairs, y);
+    else rotate_tile<1, OP>(x, dy, s, table, tokens, pairs, y);
+}
+
+KERNEL __launch_bounds__(256) rope(const element* x, int64 tokens, int64 heads, int64 width, int64 first_position, double log2_theta, int inverse, element* y)
+{
+    rotate<Op::ROPE>(x, nullptr, { tokens, heads, width, first_position, log2_theta, inverse != 0 }, y);
+}
+
+KERNEL __launch_bounds__(256) silu_rope_fwd(const element* x, int64 tokens, int64 heads, int64 width, int64 first_position, double log2_theta, element* y)
+{
+    rotate<Op::SILU_ROPE>(x, nullptr, { tokens, heads, width, first_position, log2_theta, false }, y);
+}
+
+KERNEL __launch_bounds__(256) silu_rope_bwd(
+    const element* x, const element* dy, int64 tokens, int64 heads, int64 width, int64 first_position, double log2_theta, element* dx)
+{
+    rotate<Op::SILU_ROPE_BWD>(x, dy, { tokens, heads, width, first_position, log2_theta, true }, dx);
 }

@@ -33,22 +33,6 @@ public static partial class OpCases
                 Call = (backend, t) => backend.Cast(t("x"), t("y")),
                 Oracle = v => Results(("y", v("x"))),
             };
-            s_rows[$"copy {count}"] = () => new OpCase
-            {
-                Operands = [T("x", shape, x), T("y", shape)],
-                Call = (backend, t) => backend.Cast(t("x"), t("y")),
-                Oracle = v => Results(("y", v("x"))),
-            };
-            s_rows[$"fill integers {count}"] = () => new OpCase
-            {
-                Operands = [new("y", shape, OperandKind.I64), new("z", shape, OperandKind.I32)],
-                Call = (backend, t) =>
-                {
-                    backend.Fill(-3, t("y"));
-                    backend.Fill(5, t("z"));
-                },
-                Oracle = _ => Results(("y", [.. Enumerable.Repeat(-3.0, (int)count)]), ("z", [.. Enumerable.Repeat(5.0, (int)count)])),
-            };
             s_rows[$"add {count}"] = () => new OpCase
             {
                 Operands = [T("a", shape, x), T("b", shape, y), T("y", shape)],
@@ -67,12 +51,6 @@ public static partial class OpCases
                 Operands = [T("x", shape, x), Acc("y", shape, y)],
                 Call = (backend, t) => backend.AddScaled(t("x"), -2, t("y")),
                 Oracle = v => Results(("y", ElementwiseOracle.Map(v("x"), v("y"), (a, b) => b - 2 * a))),
-            };
-            s_rows[$"add scaled from accumulator {count}"] = () => new OpCase
-            {
-                Operands = [Acc("x", shape, x), T("y", shape, y)],
-                Call = (backend, t) => backend.AddScaled(t("x"), 0.5, t("y")),
-                Oracle = v => Results(("y", ElementwiseOracle.Map(v("x"), v("y"), (a, b) => b + 0.5 * a))),
             };
             s_rows[$"silu {count}"] = () => new OpCase
             {
@@ -105,6 +83,7 @@ public static partial class OpCases
         AddRope(b: 1, n: 1, h: 1, d: 2, first: 0);
         AddRope(b: 2, n: 7, h: 3, d: 10, first: 5);
         AddRope(b: 1, n: 66, h: 2, d: 64, first: 3_000_001);
+        AddRope(b: 1, n: 9, h: 1, d: 272, first: 17);
     }
 
     private static void AddGatedLinearUnit(GateActivation activation, Shape shape, double[] gate, double[] up, double[] dy)
@@ -160,5 +139,27 @@ public static partial class OpCases
                 Apply = inverse ? null : v => Rope.Apply(v("x"), first, Theta),
             };
         }
+        AddSiluRope(b, n, h, d, first);
+    }
+
+    private static void AddSiluRope(int b, int n, int h, int d, long first)
+    {
+        const double Theta = 500_000;
+        Shape shape = [b, n, h, d];
+        double[] x = TestData.Heads(b * n, h, d, 1), dy = TestData.Heads(b * n, h, d, 2);
+        double[] Rotated(double[] values, bool inverse) => ElementwiseOracle.Rope(values, b, n, h, d, first, Theta, inverse);
+        s_rows[$"silu and rope {shape} at {first}"] = () => new OpCase
+        {
+            Operands = [T("x", shape, x), T("y", shape)],
+            Call = (backend, t) => backend.SiluRope(t("x"), first, Theta, t("y")),
+            Oracle = v => Results(("y", Rotated(ElementwiseOracle.Map(v("x"), ElementwiseOracle.Silu), inverse: false))),
+            Apply = v => SiluRope.Apply(v("x"), b == 1 && n > 1 ? [new PositionRun(n - 1, first), new PositionRun(1, 3)] : [new PositionRun(n, first)], Theta),
+        };
+        s_rows[$"silu and rope backward {shape} at {first}"] = () => new OpCase
+        {
+            Operands = [T("x", shape, x), T("dy", shape, dy), T("dx", shape)],
+            Call = (backend, t) => backend.SiluRopeBackward(t("x"), t("dy"), first, Theta, t("dx")),
+            Oracle = v => Results(("dx", ElementwiseOracle.Map(v("x"), Rotated(v("dy"), inverse: true), (a, turned) => turned * ElementwiseOracle.SiluSlope(a)))),
+        };
     }
 }

@@ -4,18 +4,19 @@ using LaspNative.Tests.Oracles;
 
 namespace LaspNative.Tests.Backends;
 
-/// <summary>RMSNorm with and without weight; the per-head norm with and without weight and gate.</summary>
+/// <summary>RMSNorm with and without weight, alone and after a residual sum; the per-head norm with and without weight and gate.</summary>
 public static partial class OpCases
 {
     private const double Eps = 1e-5;
 
     private static void AddNormalization()
     {
-        foreach ((int rows, int width) in ((int, int)[])[(1, 3), (6, 5), (3, 129), (67, 64), (5, 2048)])
+        foreach ((int rows, int width) in ((int, int)[])[(1, 3), (6, 5), (3, 129), (67, 64), (5, 2048), (3, 5000)])
         {
             foreach (bool weighted in (bool[])[true, false])
             {
-                AddRmsNorm(rows, width, weighted);
+                AddPlainRmsNorm(rows, width, weighted);
+                AddSumAndRmsNorm(rows, width, weighted);
                 AddGatedHeadNorm(rows, 2, width, weighted, gated: true);
             }
             AddGatedHeadNorm(rows, 3, width, weighted: true, gated: false);
@@ -23,7 +24,7 @@ public static partial class OpCases
         AddGatedHeadNorm(2, 3, 7, weighted: false, gated: false);
     }
 
-    private static void AddRmsNorm(int rows, int width, bool weighted)
+    private static void AddPlainRmsNorm(int rows, int width, bool weighted)
     {
         Shape shape = [rows, width];
         Operand x = T("x", shape, Representable(TestData.Heads(rows, 1, width, 1)));
@@ -51,6 +52,56 @@ public static partial class OpCases
                 return weighted ? Results(("dx", g.X), ("dWeight", Sum(v("dWeight"), g.Weight))) : Results(("dx", g.X));
             },
         };
+    }
+
+    private static void AddSumAndRmsNorm(int rows, int width, bool weighted)
+    {
+        Shape shape = [rows, width];
+        Operand[] weight = weighted ? [T("weight", [width], TestData.Normal(width, 2))] : [];
+        Operand h = T("h", shape, Sixteenths(shape.Count, 5));
+        string name = $"{shape}{(weighted ? "" : " unweighted")}";
+        s_rows[$"add and rms norm {name}"] = () => new OpCase
+        {
+            Operands =
+            [
+                T("x", shape, Sixteenths(shape.Count, 1)), T("residual", shape, Sixteenths(shape.Count, 3)), .. weight,
+                T("h", shape), T("y", shape), Acc("inverseRms", [rows]),
+            ],
+            Call = (backend, t) => backend.AddRmsNorm(t("x"), t("residual"), weighted ? t("weight") : null, Eps, t("h"), t("y"), t("inverseRms")),
+            Oracle = v =>
+            {
+                double[] sum = Sum(v("x"), v("residual"));
+                NormalizationOracle.Values norm = new NormalizationOracle(sum, width, weighted ? v("weight") : null, Gate: null, Eps).Forward();
+                return Results(("h", sum), ("y", norm.Y), ("inverseRms", norm.InverseRms));
+            },
+            Apply = v =>
+            {
+                (Variable sum, Variable normed) = AddRmsNorm.Apply(v("x"), v("residual"), weighted ? v("weight") : null, Eps);
+                using (sum)
+                using (normed) return Add.Apply(sum, normed);
+            },
+        };
+        foreach (bool beside in (bool[])[true, false])
+        {
+            s_rows[$"add and rms norm backward {name}{(beside ? "" : " of the norm alone")}"] = () => new OpCase
+            {
+                Operands =
+                [
+                    h, .. weight, Acc("inverseRms", [rows], InverseRms(h, width)), T("dy", shape, TestData.Normal(shape.Count, 3)), T("dx", shape),
+                    .. beside ? (Operand[])[T("dh", shape, TestData.Normal(shape.Count, 6))] : [],
+                    .. weighted ? (Operand[])[Acc("dWeight", [width], TestData.Normal(width, 4))] : [],
+                ],
+                Call = (backend, t) => backend.AddRmsNormBackward(
+                    t("h"), weighted ? t("weight") : null, t("inverseRms"), t("dy"), beside ? t("dh") : null, t("dx"), weighted ? t("dWeight") : null),
+                Oracle = v =>
+                {
+                    NormalizationOracle.Gradients g = new NormalizationOracle(v("h"), width, weighted ? v("weight") : null, Gate: null, Eps).Backward(v("dy"));
+                    Dictionary<string, double[]> results = Results(("dx", beside ? Sum(g.X, v("dh")) : g.X));
+                    if (weighted) results["dWeight"] = Sum(v("dWeight"), g.Weight);
+                    return results;
+                },
+            };
+        }
     }
 
     private static void AddGatedHeadNorm(int rows, int heads, int width, bool weighted, bool gated)
@@ -91,6 +142,9 @@ public static partial class OpCases
 
     /// <summary>Values that every type stores exactly, so that the r given to backward belongs to the x given to it.</summary>
     private static double[] Representable(double[] x) => TestData.Rounded(x, DType.BF16);
+
+    /// <summary>Values whose sums of two every type stores exactly, so that each type norms the same sum.</summary>
+    private static double[] Sixteenths(long count, int seed) => Array.ConvertAll(TestData.Normal(count, seed), x => Math.Clamp(Math.Round(x * 16), -127, 127) / 16);
 
     /// <summary>What the forward pass would have left for backward.</summary>
     private static double[] InverseRms(Operand x, int width) => new NormalizationOracle(x.Values!, width, Weight: null, Gate: null, Eps).Forward().InverseRms;

@@ -5,35 +5,43 @@ using System.Runtime.Intrinsics;
 namespace LaspNative.Runtime.Cpu;
 
 /// <summary>
-/// RMS norms. The model's norm and the norm of a head's output are one computation, y = x r weight silu(gate) per row, with weight and gate optional;
-/// RmsNorm is the case without gate. The weight's gradient is summed per block of rows, then over the blocks in order.
+/// RMS norms. The model's norm, with or without the residual sum before it, and the norm of a head's output are one computation, y = x r weight silu(gate) per row,
+/// with weight and gate optional; RmsNorm is the case without gate. The weight's gradient is summed per block of rows, then over the blocks in order.
 /// </summary>
 internal sealed unsafe partial class CpuBackend
 {
     /// <summary>Rows whose share of the weight's gradient is summed at once. Fixed, so that the order of the sum is.</summary>
     private const int NormRows = 128;
 
-    public void RmsNorm(Tensor x, Tensor? weight, double eps, Tensor y, Tensor inverseRms) => Norm(x, weight, null, eps, y, inverseRms);
+    public void RmsNorm(Tensor x, Tensor? weight, double eps, Tensor y, Tensor inverseRms) => Norm(x, null, weight, null, eps, x, y, inverseRms);
 
-    public void GatedHeadNorm(Tensor x, Tensor? weight, Tensor? gate, double eps, Tensor y, Tensor inverseRms) => Norm(x, weight, gate, eps, y, inverseRms);
+    public void AddRmsNorm(Tensor x, Tensor residual, Tensor? weight, double eps, Tensor h, Tensor y, Tensor inverseRms) => Norm(x, residual, weight, null, eps, h, y, inverseRms);
+
+    public void GatedHeadNorm(Tensor x, Tensor? weight, Tensor? gate, double eps, Tensor y, Tensor inverseRms) => Norm(x, null, weight, gate, eps, x, y, inverseRms);
 
     public void RmsNormBackward(Tensor x, Tensor? weight, Tensor inverseRms, Tensor dy, Tensor dx, Tensor? dWeight) =>
-        NormBackward(x, weight, null, inverseRms, dy, dx, null, dWeight);
+        NormBackward(x, weight, null, inverseRms, dy, null, dx, null, dWeight);
+
+    public void AddRmsNormBackward(Tensor h, Tensor? weight, Tensor inverseRms, Tensor dy, Tensor? dh, Tensor dx, Tensor? dWeight) =>
+        NormBackward(h, weight, null, inverseRms, dy, dh, dx, null, dWeight);
 
     public void GatedHeadNormBackward(Tensor x, Tensor? weight, Tensor? gate, Tensor inverseRms, Tensor dy, Tensor dx, Tensor? dgate, Tensor? dWeight) =>
-        NormBackward(x, weight, gate, inverseRms, dy, dx, dgate, dWeight);
+        NormBackward(x, weight, gate, inverseRms, dy, null, dx, dgate, dWeight);
 
-    private void Norm(Tensor x, Tensor? weight, Tensor? gate, double eps, Tensor y, Tensor inverseRms)
+    /// <summary>h is x + residual, or x itself where there is no residual.</summary>
+    private void Norm(Tensor x, Tensor? residual, Tensor? weight, Tensor? gate, double eps, Tensor h, Tensor y, Tensor inverseRms)
     {
+        RequireSame(x, h);
         RequireSame(x, y);
+        if (residual is not null) RequireSame(x, residual);
         if (gate is not null) RequireSame(x, gate);
         RequireNormTensors(x, weight, inverseRms);
-        if (x.DType == DType.F64) Norm<double, double>(x, weight, gate, eps, y, inverseRms);
-        else if (x.DType == DType.F32) Norm<float, float>(x, weight, gate, eps, y, inverseRms);
-        else Norm<BF16, float>(x, weight, gate, eps, y, inverseRms);
+        if (x.DType == DType.F64) Norm<double, double>(x, residual, weight, gate, eps, h, y, inverseRms);
+        else if (x.DType == DType.F32) Norm<float, float>(x, residual, weight, gate, eps, h, y, inverseRms);
+        else Norm<BF16, float>(x, residual, weight, gate, eps, h, y, inverseRms);
     }
 
-    private void NormBackward(Tensor x, Tensor? weight, Tensor? gate, Tensor inverseRms, Tensor dy, Tensor dx, Tensor? dgate, Tensor? dWeight)
+    private void NormBackward(Tensor x, Tensor? weight, Tensor? gate, Tensor inverseRms, Tensor dy, Tensor? dh, Tensor dx, Tensor? dgate, Tensor? dWeight)
     {
         RequireSame(x, dy);
         RequireSame(x, dx);
@@ -41,11 +49,12 @@ internal sealed unsafe partial class CpuBackend
         if ((weight is null) != (dWeight is null)) throw new LaspException("a weight and its gradient come together");
         if (gate is not null) RequireSame(x, gate);
         if (dgate is not null) RequireSame(x, dgate);
+        if (dh is not null) RequireSame(x, dh);
         if (dWeight is not null) RequireType(dWeight, x.DType.Accumulator());
         RequireNormTensors(x, weight, inverseRms);
-        if (x.DType == DType.F64) NormBackward<double, double>(x, weight, gate, inverseRms, dy, dx, dgate, dWeight);
-        else if (x.DType == DType.F32) NormBackward<float, float>(x, weight, gate, inverseRms, dy, dx, dgate, dWeight);
-        else NormBackward<BF16, float>(x, weight, gate, inverseRms, dy, dx, dgate, dWeight);
+        if (x.DType == DType.F64) NormBackward<double, double>(x, weight, gate, inverseRms, dy, dh, dx, dgate, dWeight);
+        else if (x.DType == DType.F32) NormBackward<float, float>(x, weight, gate, inverseRms, dy, dh, dx, dgate, dWeight);
+        else NormBackward<BF16, float>(x, weight, gate, inverseRms, dy, dh, dx, dgate, dWeight);
     }
 
     private static void RequireNormTensors(Tensor x, Tensor? weight, Tensor inverseRms)
@@ -59,10 +68,11 @@ internal sealed unsafe partial class CpuBackend
 
     private static T* PointerOrNull<T>(Tensor? tensor) where T : unmanaged => tensor is null ? null : (T*)tensor.Pointer;
 
-    private void Norm<T, A>(Tensor x, Tensor? weight, Tensor? gate, double eps, Tensor y, Tensor inverseRms)
+    private void Norm<T, A>(Tensor x, Tensor? residual, Tensor? weight, Tensor? gate, double eps, Tensor h, Tensor y, Tensor inverseRms)
         where T : unmanaged where A : unmanaged, IBinaryFloatingPointIeee754<A>
     {
-        T* px = (T*)x.Pointer, py = (T*)y.Pointer, pw = PointerOrNull<T>(weight), pg = PointerOrNull<T>(gate);
+        T* px = (T*)x.Pointer, ph = (T*)h.Pointer, py = (T*)y.Pointer;
+        T* padd = PointerOrNull<T>(residual), pw = PointerOrNull<T>(weight), pg = PointerOrNull<T>(gate);
         A* pr = (A*)inverseRms.Pointer;
         int width = checked((int)x.Shape[-1]);
         ForRanges(x.Shape.Rows, RowsPerTask(width), (start, length) =>
@@ -70,9 +80,10 @@ internal sealed unsafe partial class CpuBackend
             for (long row = start; row < start + length; row++)
             {
                 long offset = row * width;
-                A r = InverseRms<T, A>(px + offset, width, eps);
+                if (padd is not null) Rows.Sum<T, A>(px + offset, padd + offset, ph + offset, width);
+                A r = InverseRms<T, A>(ph + offset, width, eps);
                 pr[row] = r;
-                NormRow<T, A>(px + offset, pw, pg is null ? null : pg + offset, r, py + offset, width);
+                NormRow<T, A>(ph + offset, pw, pg is null ? null : pg + offset, r, py + offset, width);
             }
         });
     }
@@ -109,7 +120,7 @@ internal sealed unsafe partial class CpuBackend
         }
     }
 
-    private void NormBackward<T, A>(Tensor x, Tensor? weight, Tensor? gate, Tensor inverseRms, Tensor dy, Tensor dx, Tensor? dgate, Tensor? dWeight)
+    private void NormBackward<T, A>(Tensor x, Tensor? weight, Tensor? gate, Tensor inverseRms, Tensor dy, Tensor? dh, Tensor dx, Tensor? dgate, Tensor? dWeight)
         where T : unmanaged where A : unmanaged, IBinaryFloatingPointIeee754<A>
     {
         int width = checked((int)x.Shape[-1]);
@@ -117,7 +128,7 @@ internal sealed unsafe partial class CpuBackend
         using Workspace scratch = Workspace.Rent<A>(dWeight is null ? 0 : blocks * width);
         A* partial = dWeight is null ? null : scratch.Take<A>(blocks * width);
         T* px = (T*)x.Pointer, pdy = (T*)dy.Pointer, pdx = (T*)dx.Pointer;
-        T* pw = PointerOrNull<T>(weight), pg = PointerOrNull<T>(gate), pdg = PointerOrNull<T>(dgate);
+        T* pw = PointerOrNull<T>(weight), pg = PointerOrNull<T>(gate), pdg = PointerOrNull<T>(dgate), pdh = PointerOrNull<T>(dh);
         A* pr = (A*)inverseRms.Pointer;
         ForEach(blocks, block =>
         {
@@ -126,20 +137,20 @@ internal sealed unsafe partial class CpuBackend
             for (long row = block * NormRows; row < Math.Min(rows, (block + 1) * NormRows); row++)
             {
                 long offset = row * width;
-                var operands = new NormOperands<T>(px + offset, pw, pg is null ? null : pg + offset, pdy + offset, width);
+                var operands = new NormOperands<T>(px + offset, pw, pg is null ? null : pg + offset, pdy + offset, pdh is null ? null : pdh + offset, width);
                 NormRowBackward(operands, pr[row], pdx + offset, pdg is null ? null : pdg + offset, sum);
             }
         });
         if (dWeight is not null) AddRows(partial, blocks, width, (A*)dWeight.Pointer);
     }
 
-    private readonly struct NormOperands<T>(T* x, T* weight, T* gate, T* dy, int width) where T : unmanaged
+    private readonly struct NormOperands<T>(T* x, T* weight, T* gate, T* dy, T* dh, int width) where T : unmanaged
     {
-        public readonly T* X = x, Weight = weight, Gate = gate, Dy = dy;
+        public readonly T* X = x, Weight = weight, Gate = gate, Dy = dy, Dh = dh;
         public readonly int Width = width;
     }
 
-    /// <summary>With n = x r and z = n w: dz = dy silu(gate), dn = dz w, dx = r (dn - n mean(dn n)), dgate = dy z silu'(gate), dw += dz n.</summary>
+    /// <summary>With n = x r and z = n w: dz = dy silu(gate), dn = dz w, dx = r (dn - n mean(dn n)) + dh, dgate = dy z silu'(gate), dw += dz n.</summary>
     private static void NormRowBackward<T, A>(in NormOperands<T> row, A r, T* dx, T* dgate, A* dWeight)
         where T : unmanaged where A : unmanaged, IBinaryFloatingPointIeee754<A>
     {
@@ -168,7 +179,8 @@ internal sealed unsafe partial class CpuBackend
             dz *= g * VectorMath.Sigmoid(g);
         }
         if (dWeight is not null) Element.Store(Element.Load<A, A>(dWeight + i, count) + (dz * n), dWeight + i, count);
-        Element.Store((dn - (n * mean)) * r, dx + i, count);
+        Vector512<A> d = (dn - (n * mean)) * r;
+        Element.Store(row.Dh is null ? d : d + Element.Load<T, A>(row.Dh + i, count), dx + i, count);
     }
 
     /// <summary>dn = dy silu(gate) w, the gradient of the normalised row.</summary>

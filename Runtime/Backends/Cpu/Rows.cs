@@ -25,6 +25,17 @@ internal static unsafe class Rows
         void Step(int at, int count) => Element.Store(Element.Load<A, A>(y + at, count) + Element.Load<T, A>(x + at, count), y + at, count);
     }
 
+    /// <summary>y = x + z.</summary>
+    public static void Sum<T, A>(T* x, T* z, T* y, int width) where T : unmanaged where A : unmanaged
+    {
+        int i = 0;
+        for (; i <= width - Vector512<A>.Count; i += Vector512<A>.Count) Step(i, Vector512<A>.Count);
+        if (i < width) Step(i, width - i);
+
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        void Step(int at, int count) => Element.Store(Element.Load<T, A>(x + at, count) + Element.Load<T, A>(z + at, count), y + at, count);
+    }
+
     /// <summary>y *= x.</summary>
     public static void Multiply<A>(A* x, A* y, int width) where A : unmanaged
     {
