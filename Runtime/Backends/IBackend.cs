@@ -161,6 +161,12 @@ public interface IBackend
         Tensor q, Tensor k, Tensor v, Tensor dO, Tensor decay, Tensor? initialState, Tensor? dFinalState, double scale, Tensor dDecay, Tensor? entering = null, Tensor? leaving = null);
 
     /// <summary>
+    /// One step of generation, the run of one token with its state in place: S = exp(g) . S + k^T v, then o = scale * q S. q [B,H,D], k [B,Hk,D], v [B,Hk,E], o [B,H,E]; state [B,H,D,E] of Acc.
+    /// decay: null, [H], [B,H] or [B,H,D] of Acc. On a GPU D and E are at most 256.
+    /// </summary>
+    void LinearAttentionDecode(Tensor q, Tensor k, Tensor v, Tensor? decay, Tensor state, double scale, Tensor o);
+
+    /// <summary>
     /// factor = A of a run of this many tokens: 1 (decay null), exp(tokens * g) (per head), exp(sum of g over the run's N = tokens) otherwise. factor is [B,H], or [B,H,D] for a decay per channel, of Acc.
     /// </summary>
     void RunDecay(Tensor? decay, long tokens, Tensor factor);

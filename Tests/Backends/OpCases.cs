@@ -16,6 +16,7 @@ public static partial class OpCases
         AddMatrix();
         AddNormalization();
         AddLinearAttention();
+        AddLinearAttentionDecode();
         AddLinearAttentionBlocks();
         AddSoftmaxAttention();
         AddPermute();
