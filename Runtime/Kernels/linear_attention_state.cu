@@ -88,24 +88,71 @@ KERNEL linear_attention_segment_decay(
     factors[i] = (float)exp(sum);
 }
 
+// One thread's share of the scan: COUNT consecutive elements that have their factors in common, AHEAD segments of which are read before the first is used.
+template <int COUNT> struct EdgeScan {
+    static constexpr int AHEAD = 8;
+
+    float at[COUNT];
+
+    __device__ __forceinline__ void read(const float* from)
+    {
+        if constexpr (COUNT == 4) {
+            const float4 x = *(const float4*)from;
+            at[0] = x.x, at[1] = x.y, at[2] = x.z, at[3] = x.w;
+        } else {
+            at[0] = *from;
+        }
+    }
+
+    __device__ __forceinline__ void write(float* to) const
+    {
+        if constexpr (COUNT == 4) *(float4*)to = make_float4(at[0], at[1], at[2], at[3]);
+        else *to = at[0];
+    }
+
+    // `size` floats from one segment's states to the next, `factor_size` from one's factors to the next's.
+    static __device__ __forceinline__ void run(
+        const float* states, int64 size, const float* factors, int64 factor_size, const float* initial, int64 segments, int reverse, float* entering, float* final)
+    {
+        EdgeScan p = {}, m[AHEAD] = {};
+        float a[AHEAD] = {};
+        if (initial) p.read(initial);
+        for (int64 done = 0; done < segments; done += AHEAD) {
+#pragma unroll
+            for (int i = 0; i < AHEAD; ++i) {
+                const int64 place = done + i, s = reverse ? segments - 1 - place : place;
+                if (factors && place < segments) a[i] = factors[s * factor_size];
+                if (states && place < segments) m[i].read(states + s * size);
+            }
+#pragma unroll
+            for (int i = 0; i < AHEAD; ++i) {
+                const int64 place = done + i, s = reverse ? segments - 1 - place : place;
+                if (place >= segments) continue;
+                if (entering) p.write(entering + s * size);
+#pragma unroll
+                for (int j = 0; j < COUNT; ++j) p.at[j] = fmaf(a[i], p.at[j], m[i].at[j]);
+            }
+        }
+        if (final) p.write(final);
+    }
+};
+
 // P = initial (null: zero); for each segment in processing order: entering[segment] = P, P = fma(A, P, M) with A from factors; final = P.
 // states and entering [segments, B, H, D, E], which may be the same; factors [segments, B, H, channels], channels 1 or D; initial and final [B, H, D, E].
-// Null are allowed: entering, final; factors with one segment; states with one segment and no final. Launch: one thread per (b, h, d, e).
+// Null are allowed: entering, final; factors with one segment; states with one segment and no final. Launch: one thread per 4 elements of a state (b, h, d, e).
 KERNEL linear_attention_enter(
     const float* states, const float* factors, const float* initial, int64 batches, int heads, int width, int value_width, int channels, int64 segments,
     int reverse, float* entering, float* final)
 {
-    const int64 i = global_thread(), size = (int64)width * value_width, count = batches * heads * size;
-    if (i >= count) return;
-    const int64 state = i / size, d = i % size / value_width;
-    const int64 factor = state * channels + (channels > 1 ? d : 0);
-    float p = initial ? initial[i] : 0.0f;
-    for (int64 place = 0; place < segments; ++place) {
-        const int64 s = reverse ? segments - 1 - place : place;
-        const float a = factors ? factors[s * batches * heads * channels + factor] : 0.0f;
-        const float m = states ? states[s * count + i] : 0.0f;
-        if (entering) entering[s * count + i] = p;
-        p = fmaf(a, p, m);
-    }
-    if (final) final[i] = p;
+    const int64 size = (int64)width * value_width, count = batches * heads * size, factor_count = batches * heads * channels;
+    const auto from = [](auto* x, int64 offset) { return x ? x + offset : nullptr; };
+    const auto scan = [&](int64 i, auto edges) {
+        const int64 state = i / size, factor = state * channels + (channels > 1 ? i % size / value_width : 0);
+        decltype(edges)::run(from(states, i), count, from(factors, factor), factor_count, from(initial, i), segments, reverse, from(entering, i), from(final, i));
+    };
+    const int64 first = 4 * global_thread();
+    if (first >= count) return;
+    if (value_width % 4 == 0) scan(first, EdgeScan<4>());
+    else
+        for (int64 i = first; i < first + 4 && i < count; ++i) scan(i, EdgeScan<1>());
 }

@@ -124,7 +124,7 @@ internal sealed partial class CudaBackend
     {
         AttentionRun run = pass.Run;
         Launch(
-            StateFile, "linear_attention_enter", pass.Element, LaunchShape.For(run.StateElements, BlockThreads),
+            StateFile, "linear_attention_enter", pass.Element, LaunchShape.For(CeilDivide(run.StateElements, 4), BlockThreads),
             states, factors, PointerOrNull(initial), run.Batches, run.Heads, run.KeyWidth, run.ValueWidth, pass.Decay.Channels(run), run.Segments,
             pass.Direction, entering, final);
     }
