@@ -2,6 +2,7 @@ using System.Globalization;
 using System.Reflection;
 using System.Text.Encodings.Web;
 using System.Text.Json;
+using System.Text.Json.Serialization;
 using LaspNative.Runtime;
 
 namespace LaspNative.Perf;
@@ -38,7 +39,12 @@ internal sealed record Measurement(string Name, string Shape)
 /// <summary>What one run of the harness leaves behind.</summary>
 internal sealed record PerformanceRecord(string Machine, string Commit, string Date, double CopyGigabytesPerSecond, double GemmTeraflops, IReadOnlyList<Measurement> Rows)
 {
-    private static readonly JsonSerializerOptions s_json = new() { WriteIndented = true, Encoder = JavaScriptEncoder.UnsafeRelaxedJsonEscaping };
+    private static readonly JsonSerializerOptions s_json = new()
+    {
+        WriteIndented = true,
+        Encoder = JavaScriptEncoder.UnsafeRelaxedJsonEscaping,
+        NumberHandling = JsonNumberHandling.AllowNamedFloatingPointLiterals,
+    };
 
     /// <summary>GPUs, driver and compiler of this machine in one line.</summary>
     public static string DescribeMachine()
