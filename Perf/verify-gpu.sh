@@ -24,10 +24,25 @@ train() { # name, options...
     case " $* " in *" --preset "*) preset="" ;; esac
     check "train $name" "$bundle/lasp" train --data . $preset --steps 60 --stop-after 20 --out "$work/$name" "$@"
 }
-sanitize() { # tool, options...
-    local tool=$1; shift
-    check "compute-sanitizer $tool" compute-sanitizer --tool "$tool" "$@" --error-exitcode 9 --target-processes all "$bundle/LaspNative.Tests" --filter-trait Category=Sanitizer
-    grep -E "ERROR SUMMARY|total:|succeeded:|RACECHECK SUMMARY" "$work/log"
+shards=8 # SanitizerTests deals its rows to as many
+sanitize() { # tool, its trait, seconds, options...: all shards side by side; most of the work is the host's
+    local tool=$1 trait=$2 seconds=$3; shift 3
+    check "every kernel is in the race checks' rows" "$bundle/LaspNative.Tests" --filter-method '*No_kernel_is_left_out' || return
+    check "compute-sanitizer $tool" all_shards "$tool" "$trait" "$seconds" "$@"
+    grep -hE "ERROR SUMMARY|RACECHECK SUMMARY|total:|succeeded:" "$work/log" | sort | uniq -c
+}
+all_shards() { # tool, trait, seconds, options...
+    local tool=$1 trait=$2 seconds=$3 status=0 pids=() shard; shift 3
+    for ((shard = 0; shard < shards; shard++)); do
+        timeout "$seconds" compute-sanitizer --tool "$tool" "$@" --error-exitcode 9 --target-processes all \
+            "$bundle/LaspNative.Tests" --filter-trait "$trait=$shard" > "$work/$tool.$shard" 2>&1 &
+        pids+=($!)
+    done
+    for ((shard = 0; shard < shards; shard++)); do
+        wait "${pids[shard]}" || { status=1; echo "shard $shard ended with $? (124: out of time)"; }
+        cat "$work/$tool.$shard"
+    done
+    return $status
 }
 
 for part in "$@"; do
@@ -48,8 +63,8 @@ for part in "$@"; do
             same_losses virtual-fp32 cuda-fp32 1e-4
             same_losses virtual-bf16 cuda-bf16 5e-3 ;;
         sanitizer) # A kernel's parameters are counted by asking until the driver says CUDA_ERROR_INVALID_VALUE: return codes are not findings.
-            sanitize memcheck --report-api-errors no ;;
-        racecheck) sanitize racecheck ;;
+            sanitize memcheck Memcheck 240 --report-api-errors no ;;
+        racecheck) sanitize racecheck Racecheck 240 ;;
         memory) check "200 steps" "$bundle/lasp" train --data . --preset tiny --steps 200 --device cuda --out "$work/steps200"
             cp "$work/steps200/metrics.jsonl" "$out/steps200.jsonl" ;;
         speed) # ceilings, the peer and our kernels on one GPU in one run; LASP_RECORD names an earlier record to compare with

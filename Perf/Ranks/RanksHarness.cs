@@ -52,9 +52,13 @@ internal sealed class RanksHarness(HarnessOptions options, TextWriter text)
     private sealed class OnRank(RanksHarness harness, RankContext rank, Meeting meeting)
     {
         private readonly TimedCommunicator _group = new(rank.World);
+        private readonly Dictionary<string, double> _lasp2 = new(StringComparer.Ordinal); // milliseconds by what was run at which length
 
         public void Run()
         {
+            // A pool that grows while the other rank waits in a collective could keep both waiting.
+            ((CudaDevice)rank.Device).Reserve(SystemProbe.Run().Gpus[0].MemoryBytes / 4);
+            rank.World.Barrier();
             foreach (int tokens in harness.Options.LengthsOrDefault([16_384, 65_536, 262_144])) Operators(tokens);
             Layer();
         }
@@ -104,9 +108,18 @@ internal sealed class RanksHarness(HarnessOptions options, TextWriter text)
                 Slowest = times.Slowest,
                 Repeats = times.Repeats,
                 Error = error,
-                Figures = new(StringComparer.Ordinal) { [Units.ExposedPercent] = exposed, [Units.SilentPercent] = 100 * (times.Median - silent) / times.Median },
+                Figures = Figures(name, times.Median, exposed, silent),
                 Kernels = rank.Rank == 0 ? KernelProfile.Of((CudaDevice)rank.Device, call) : ProfiledElsewhere(call),
             });
+        }
+
+        private SortedDictionary<string, double> Figures(string name, double milliseconds, double exposed, double silent)
+        {
+            var figures = new SortedDictionary<string, double>(StringComparer.Ordinal) { [Units.ExposedPercent] = exposed, [Units.SilentPercent] = 100 * (milliseconds - silent) / milliseconds };
+            (string strategy, string what) = (name[..name.IndexOf(' ', StringComparison.Ordinal)], name[name.IndexOf(' ', StringComparison.Ordinal)..]);
+            if (strategy == "lasp2") _lasp2[what] = milliseconds;
+            else if (_lasp2.TryGetValue(what, out double lasp2)) figures[Units.TimesLasp2] = milliseconds / lasp2;
+            return figures;
         }
 
         /// <summary>The other ranks take part in the repetitions that rank 0 profiles.</summary>

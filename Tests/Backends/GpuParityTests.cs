@@ -41,19 +41,3 @@ public class GpuParityTests(SharedGpu gpu) : IClassFixture<SharedGpu>
         row.AssertParity(device, element, misaligned: true);
     }
 }
-
-/// <summary>Every kernel on small shapes, once: what compute-sanitizer runs, being some hundred times slower.</summary>
-[Trait("Category", "Sanitizer")]
-public class SanitizerTests(SharedGpu gpu) : IClassFixture<SharedGpu>
-{
-    public static TheoryData<string> Names => OpCases.SmallNames;
-
-    [Theory]
-    [MemberData(nameof(Names))]
-    public void Stays_in_its_memory(string name)
-    {
-        OpCase row = OpCases.Get(name);
-        row.AssertParity(gpu.Open(), DType.F32);
-        row.AssertParity(gpu.Open(), DType.BF16);
-    }
-}

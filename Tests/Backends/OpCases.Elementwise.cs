@@ -33,6 +33,22 @@ public static partial class OpCases
                 Call = (backend, t) => backend.Cast(t("x"), t("y")),
                 Oracle = v => Results(("y", v("x"))),
             };
+            s_rows[$"copy {count}"] = () => new OpCase
+            {
+                Operands = [T("x", shape, x), T("y", shape)],
+                Call = (backend, t) => backend.Cast(t("x"), t("y")),
+                Oracle = v => Results(("y", v("x"))),
+            };
+            s_rows[$"fill integers {count}"] = () => new OpCase
+            {
+                Operands = [new("y", shape, OperandKind.I64), new("z", shape, OperandKind.I32)],
+                Call = (backend, t) =>
+                {
+                    backend.Fill(-3, t("y"));
+                    backend.Fill(5, t("z"));
+                },
+                Oracle = _ => Results(("y", [.. Enumerable.Repeat(-3.0, (int)count)]), ("z", [.. Enumerable.Repeat(5.0, (int)count)])),
+            };
             s_rows[$"add {count}"] = () => new OpCase
             {
                 Operands = [T("a", shape, x), T("b", shape, y), T("y", shape)],
@@ -51,6 +67,12 @@ public static partial class OpCases
                 Operands = [T("x", shape, x), Acc("y", shape, y)],
                 Call = (backend, t) => backend.AddScaled(t("x"), -2, t("y")),
                 Oracle = v => Results(("y", ElementwiseOracle.Map(v("x"), v("y"), (a, b) => b - 2 * a))),
+            };
+            s_rows[$"add scaled from accumulator {count}"] = () => new OpCase
+            {
+                Operands = [Acc("x", shape, x), T("y", shape, y)],
+                Call = (backend, t) => backend.AddScaled(t("x"), 0.5, t("y")),
+                Oracle = v => Results(("y", ElementwiseOracle.Map(v("x"), v("y"), (a, b) => b + 0.5 * a))),
             };
             s_rows[$"silu {count}"] = () => new OpCase
             {

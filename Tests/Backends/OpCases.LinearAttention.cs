@@ -8,14 +8,15 @@ public static partial class OpCases
 {
     /// <param name="Decay">Nats per token of the fastest head (the others halve it); 0: none. Per token and per channel it is the most.</param>
     /// <param name="Uneven">Most tokens hardly decay, a few forget all: sums of the decay are large where their differences are small.</param>
+    /// <param name="MixedSeed">Above 0: decays of every strength from none to <paramref name="Decay"/> beside each other, drawn from this seed.</param>
     /// <param name="States">Whether an initial state and a gradient of the final state are given.</param>
-    private sealed record AttentionShape(int N, int D, int E, int B = 1, int H = 2, int Hk = 2, double Decay = 0, bool States = false, DecayKind Kind = DecayKind.Head, bool Uneven = false)
+    private sealed record AttentionShape(int N, int D, int E, int B = 1, int H = 2, int Hk = 2, double Decay = 0, bool States = false, DecayKind Kind = DecayKind.Head, bool Uneven = false, int MixedSeed = 0)
     {
-        public string Name => $"linear attention N={N} D={D} E={E} B={B} H={H} Hk={Hk} {(Uneven ? "uneven " : "")}decay={Decay}{KindName}{(States ? " with states" : "")}";
+        public string Name => $"linear attention N={N} D={D} E={E} B={B} H={H} Hk={Hk} {(Uneven ? "uneven " : MixedSeed > 0 ? "mixed " : "")}decay={Decay}{KindName}{(States ? " with states" : "")}";
 
         private string KindName => Kind switch { DecayKind.Token => " per token", DecayKind.Channel => " per channel", _ => "" };
 
-        public double[]? Decays => Decay > 0 ? TestData.Decays(Kind, B, N, H, D, Decay, power: Uneven ? 5 : 1) : null;
+        public double[]? Decays => MixedSeed > 0 ? TestData.MixedDecays(Kind, B, N, H, D, Decay, MixedSeed) : Decay > 0 ? TestData.Decays(Kind, B, N, H, D, Decay, power: Uneven ? 5 : 1) : null;
 
         public Shape DecayShape => Kind switch { DecayKind.Token => [B, N, H], DecayKind.Channel => [B, N, H, D], _ => [H] };
     }
@@ -46,6 +47,10 @@ public static partial class OpCases
         .. PerToken(DecayKind.Channel),
         new(1000, 128, 96, Hk: 1, Decay: 20, States: true, Kind: DecayKind.Token),
         new(5000, 16, 16, Decay: 0.01, States: true, Kind: DecayKind.Token), // more sub-chunks than one segment of states
+        new(600, 128, 128, H: 1, Hk: 1, Decay: 0.05, States: true), // several segments of the widths that models have
+        new(600, 64, 64, H: 2, Hk: 1, Decay: 0.05, States: true),
+        new(600, 64, 64, H: 1, Hk: 1, Decay: 0.05, States: true, Kind: DecayKind.Token),
+        new(600, 64, 64, H: 1, Hk: 1, Decay: 0.05, States: true, Kind: DecayKind.Channel),
     ];
 
     /// <summary>Lengths around the sub-chunks of every backend, with decays that hardly matter, that matter, and that leave nothing of the token before.</summary>

@@ -27,9 +27,6 @@ public static partial class OpCases
 
     public static TheoryData<string> Names => [.. s_rows.Keys];
 
-    /// <summary>Rows small enough for a memory checker, every kernel at least once.</summary>
-    public static TheoryData<string> SmallNames => [.. s_rows.Keys.Where(name => Get(name).Operands.Sum(o => o.Shape.Count) < 100_000)];
-
     /// <summary>Rows with an autograd function, small enough for central differences.</summary>
     public static TheoryData<string> DifferentiableNames => [.. s_rows.Keys.Where(IsDifferentiable)];
 

@@ -63,6 +63,22 @@ public static class TestData
         return decays;
     }
 
+    /// <summary>
+    /// Log decays of every strength from 0 to <paramref name="most"/> nats: some exactly 0, the others most * u^p with u in [0, 1) and p drawn per head, so that one head hardly forgets and the next forgets
+    /// all, and both kinds of token lie side by side.
+    /// </summary>
+    public static double[]? MixedDecays(DecayKind kind, long b, long n, int h, int d, double most, int seed)
+    {
+        if (kind == DecayKind.None) return null;
+        double[] powers = [1, 3, 8, 20];
+        var random = new Random(seed);
+        double[] ofHeads = [.. Enumerable.Range(0, h).Select(_ => powers[random.Next(powers.Length)])];
+        int width = kind == DecayKind.Channel ? d : 1;
+        var decays = new double[kind == DecayKind.Head ? h : b * n * h * width];
+        for (long i = 0; i < decays.Length; i++) decays[i] = random.Next(8) == 0 ? 0 : -most * Math.Pow(random.NextDouble(), ofHeads[i / width % h]);
+        return decays;
+    }
+
     /// <summary>What is left of values once stored in a dtype: the inputs that an oracle must see.</summary>
     public static double[] Rounded(double[] values, DType dtype) => dtype switch
     {
