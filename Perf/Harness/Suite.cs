@@ -16,6 +16,7 @@ internal static class Suite
             yield return new SoftmaxProblem(tokens, heads: 32, keyHeads: 8);
             yield return new SoftmaxProblem(tokens, heads: 16, keyHeads: 16);
         }
+        yield return new DecodeProblem(sequences: 128);
         foreach (LayerOp op in LayerOps.All) yield return new ElementwiseProblem(op, Rows);
     }
 }
