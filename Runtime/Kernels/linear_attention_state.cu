@@ -152,7 +152,8 @@ KERNEL linear_attention_enter(
     };
     const int64 first = 4 * global_thread();
     if (first >= count) return;
-    if (value_width % 4 == 0) scan(first, EdgeScan<4>());
+    const auto quads = [](const float* x) { return ((unsigned long long)x & 15) == 0; };
+    if (value_width % 4 == 0 && quads(states) && quads(initial) && quads(entering) && quads(final)) scan(first, EdgeScan<4>());
     else
         for (int64 i = first; i < first + 4 && i < count; ++i) scan(i, EdgeScan<1>());
 }
