@@ -67,24 +67,34 @@ KERNEL __launch_bounds__(THREADS) linear_attention_state_per_channel(
     segment_state<true>(k, v, decay, kind, tokens, heads, key_heads, width, value_width, batches, segment_tokens, reverse, scale_factor, states);
 }
 
-// factors[segment, b, h, channel] = A of a segment = exp(sum of its log decays), summed in fp64; channels is D per channel, else 1.
-// Launch: one thread per factor.
-KERNEL linear_attention_segment_decay(
-    const float* decay, int kind, int64 tokens, int64 batches, int heads, int channels, int64 segments, int64 segment_tokens, float* factors)
+// factors[segment, b, h] = A of a segment = exp(sum of its log decays [B, N, H]), summed in fp64; channels is 1. Launch: one block of 256 threads per factor.
+KERNEL __launch_bounds__(THREADS) linear_attention_segment_decay_per_token(
+    const float* decay, int64 tokens, int64 batches, int heads, int, int64, int64 segment_tokens, float* factors)
+{
+    __shared__ double scratch[THREADS / WARP];
+    const int64 state = blockIdx.x;  // (segment, b, h)
+    const HeadDecay g = head_decay(decay, DECAY_PER_TOKEN, state / heads % batches, tokens, heads, state % heads, 1);
+    const Segment segment = segment_of(state / heads / batches, segment_tokens, tokens, 0);
+    double sum = 0.0;
+#pragma unroll 8
+    for (int64 t = threadIdx.x; t < segment.tokens; t += THREADS) sum += g.at(segment.first + t, 0);
+    sum = block_reduce(sum, 0.0, scratch, Sum());
+    if (threadIdx.x == 0) factors[state] = (float)exp(sum);
+}
+
+// factors[segment, b, h, channel] = A of a segment = exp(sum of its log decays [B, N, H, channels]), summed in fp64. Launch: one thread per factor.
+KERNEL linear_attention_segment_decay_per_channel(
+    const float* decay, int64 tokens, int64 batches, int heads, int channels, int64 segments, int64 segment_tokens, float* factors)
 {
     const int64 i = global_thread();
     if (i >= segments * batches * heads * channels) return;
     const int channel = (int)(i % channels);
     const int64 state = i / channels;  // (segment, b, h)
-    const HeadDecay g = head_decay(decay, kind, state / heads % batches, tokens, heads, state % heads, channels);
+    const HeadDecay g = head_decay(decay, DECAY_PER_CHANNEL, state / heads % batches, tokens, heads, state % heads, channels);
     const Segment segment = segment_of(state / heads / batches, segment_tokens, tokens, 0);
     double sum = 0.0;
-    if (kind == NO_DECAY || kind == DECAY_PER_HEAD) {
-        sum = (double)segment.tokens * g.at(0, 0);
-    } else {
 #pragma unroll 8
-        for (int64 t = 0; t < segment.tokens; ++t) sum += g.at(segment.first + t, channel);
-    }
+    for (int64 t = 0; t < segment.tokens; ++t) sum += g.at(segment.first + t, channel);
     factors[i] = (float)exp(sum);
 }
 
@@ -110,9 +120,9 @@ template <int COUNT> struct EdgeScan {
         else *to = at[0];
     }
 
-    // `size` floats from one segment's states to the next, `factor_size` from one's factors to the next's.
-    static __device__ __forceinline__ void run(
-        const float* states, int64 size, const float* factors, int64 factor_size, const float* initial, int64 segments, int reverse, float* entering, float* final)
+    // `size` floats from one segment's states to the next; A of segment s is through(s).
+    template <typename Through> static __device__ __forceinline__ void run(
+        const float* states, int64 size, Through through, const float* initial, int64 segments, int reverse, float* entering, float* final)
     {
         EdgeScan p = {}, m[AHEAD] = {};
         float a[AHEAD] = {};
@@ -121,7 +131,7 @@ template <int COUNT> struct EdgeScan {
 #pragma unroll
             for (int i = 0; i < AHEAD; ++i) {
                 const int64 place = done + i, s = reverse ? segments - 1 - place : place;
-                if (factors && place < segments) a[i] = factors[s * factor_size];
+                if (place < segments) a[i] = through(s);
                 if (states && place < segments) m[i].read(states + s * size);
             }
 #pragma unroll
@@ -137,18 +147,21 @@ template <int COUNT> struct EdgeScan {
     }
 };
 
-// P = initial (null: zero); for each segment in processing order: entering[segment] = P, P = fma(A, P, M) with A from factors; final = P.
-// states and entering [segments, B, H, D, E], which may be the same; factors [segments, B, H, channels], channels 1 or D; initial and final [B, H, D, E].
-// Null are allowed: entering, final; factors with one segment; states with one segment and no final. Launch: one thread per 4 elements of a state (b, h, d, e).
+// P = initial (null: zero); for each segment in processing order: entering[segment] = P, P = fma(A, P, M); final = P.
+// A comes from factors [segments, B, H, channels], channels 1 or D; where these are null from decay [H], and without that too it is 1.
+// states and entering [segments, B, H, D, E], which may be the same; initial and final [B, H, D, E].
+// Null are allowed: entering, final; states with one segment and no final. Launch: one thread per 4 elements of a state (b, h, d, e).
 KERNEL linear_attention_enter(
-    const float* states, const float* factors, const float* initial, int64 batches, int heads, int width, int value_width, int channels, int64 segments,
-    int reverse, float* entering, float* final)
+    const float* states, const float* factors, const float* decay, const float* initial, int64 tokens, int64 batches, int heads, int width, int value_width, int channels,
+    int64 segments, int64 segment_tokens, int reverse, float* entering, float* final)
 {
     const int64 size = (int64)width * value_width, count = batches * heads * size, factor_count = batches * heads * channels;
     const auto from = [](auto* x, int64 offset) { return x ? x + offset : nullptr; };
     const auto scan = [&](int64 i, auto edges) {
         const int64 state = i / size, factor = state * channels + (channels > 1 ? i % size / value_width : 0);
-        decltype(edges)::run(from(states, i), count, from(factors, factor), factor_count, from(initial, i), segments, reverse, from(entering, i), from(final, i));
+        const double log_decay = !factors && decay ? decay[state % heads] : 0.0;
+        const auto through = [&](int64 s) { return factors ? factors[s * factor_count + factor] : expf((float)(log_decay * segment_of(s, segment_tokens, tokens, 0).tokens)); };
+        decltype(edges)::run(from(states, i), count, through, from(initial, i), segments, reverse, from(entering, i), from(final, i));
     };
     const int64 first = 4 * global_thread();
     if (first >= count) return;

@@ -28,7 +28,7 @@ internal sealed partial class CudaBackend
     }
 
     /// <summary>
-    /// Scratch of one call: arrays of states [segments, B, H, D, E], the segments' A [segments, B, H, 1 or D] (null with one segment, which needs none), and
+    /// Scratch of one call: arrays of states [segments, B, H, D, E], the segments' A [segments, B, H, 1 or D] where decays differ between tokens (else null, and with one segment, which needs none), and
     /// whatever else the call asked for.
     /// </summary>
     private readonly record struct AttentionScratch(nint First, long StateBytes, nint Factors, nint Rest)
@@ -98,19 +98,26 @@ internal sealed partial class CudaBackend
     private AttentionScratch Scratch(AttentionPass pass, int states, long more = 0)
     {
         AttentionRun run = pass.Run;
-        long channels = pass.Decay.Channels(run), factorCount = run.Segments > 1 ? run.Segments * run.Batches * run.Heads * channels : 0;
+        bool perToken = pass.Decay.Kind == DecayKind.PerToken, stored = run.Segments > 1 && (perToken || pass.PerChannel);
+        long channels = pass.Decay.Channels(run), factorCount = stored ? run.Segments * run.Batches * run.Heads * channels : 0;
         long stateBytes = RoundUp(run.Segments * run.StateElements * sizeof(float), 256), factorBytes = RoundUp(factorCount * sizeof(float), 256);
         nint first = _device.Workspace((states * stateBytes) + factorBytes + more), factors = first + (nint)(states * stateBytes);
-        if (factorCount == 0) return new AttentionScratch(first, stateBytes, 0, factors);
+        if (!stored) return new AttentionScratch(first, stateBytes, 0, factors);
         Launch(
-            StateFile, "linear_attention_segment_decay", pass.Element, LaunchShape.For(factorCount, BlockThreads),
-            pass.Decay.Pointer, (int)pass.Decay.Kind, run.Tokens, run.Batches, run.Heads, channels, run.Segments, run.SegmentTokens, factors);
+            StateFile, perToken ? "linear_attention_segment_decay_per_token" : "linear_attention_segment_decay_per_channel", pass.Element,
+            perToken ? Blocks(factorCount, BlockThreads) : LaunchShape.For(factorCount, BlockThreads),
+            pass.Decay.Pointer, run.Tokens, run.Batches, run.Heads, channels, run.Segments, run.SegmentTokens, factors);
         return new AttentionScratch(first, stateBytes, factors, factors + (nint)factorBytes);
     }
 
     /// <summary>states [segments, B, H, D, E]: what each segment leaves, entered with zero.</summary>
     private void SegmentStates(AttentionPass pass, AttentionOperand k, AttentionOperand v, double scale, nint states)
     {
+        if (RunsOnWarpgroups(pass, k, v))
+        {
+            SegmentStatesOnWarpgroups(pass, k, v, scale, states);
+            return;
+        }
         AttentionRun run = pass.Run;
         Launch(
             StateFile, pass.PerChannel ? "linear_attention_state_per_channel" : "linear_attention_state", pass.Element,
@@ -125,8 +132,8 @@ internal sealed partial class CudaBackend
         AttentionRun run = pass.Run;
         Launch(
             StateFile, "linear_attention_enter", pass.Element, LaunchShape.For(CeilDivide(run.StateElements, 4), BlockThreads),
-            states, factors, PointerOrNull(initial), run.Batches, run.Heads, run.KeyWidth, run.ValueWidth, pass.Decay.Channels(run), run.Segments,
-            pass.Direction, entering, final);
+            states, factors, pass.Decay.Kind == DecayKind.PerHead ? pass.Decay.Pointer : 0, PointerOrNull(initial), run.Tokens, run.Batches, run.Heads, run.KeyWidth, run.ValueWidth,
+            pass.Decay.Channels(run), run.Segments, run.SegmentTokens, pass.Direction, entering, final);
     }
 
     /// <summary>
@@ -136,6 +143,11 @@ internal sealed partial class CudaBackend
     private void Output(
         AttentionPass pass, AttentionOperand q, AttentionOperand k, AttentionOperand v, double keyScale, double outputScale, nint entering, bool transposed, Tensor output, bool channelsAreValues)
     {
+        if (q.Heads >= k.Heads && RunsOnWarpgroups(pass, q, k, v, AttentionOperand.Of(output)))
+        {
+            OutputOnWarpgroups(pass, q, k, v, keyScale, outputScale, entering, transposed, output);
+            return;
+        }
         AttentionRun run = pass.Run;
         (string kernel, int tiles) = !pass.PerChannel ? ("linear_attention_output", 3)
             : channelsAreValues ? ("linear_attention_output_decayed_values", 4) : ("linear_attention_output_decayed_keys", 4);

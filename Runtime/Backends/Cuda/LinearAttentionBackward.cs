@@ -37,14 +37,19 @@ internal sealed partial class CudaBackend
         RequireOutput(dv, run, run.KeyHeads, run.ValueWidth);
         AttentionOperand queries = AttentionOperand.Of(q), outputs = AttentionOperand.Of(dO);
         var pass = new AttentionPass(run, q.DType, AttentionDecay.Of(decay, run), Reverse: true);
-        bool overwritten = run.Heads > run.KeyHeads;
-        EdgeStates leaving = Enter(pass, queries, outputs, scale, dFinalState, segments, spare: overwritten);
+        bool grouped = run.Heads > run.KeyHeads;
+        EdgeStates leaving = Enter(pass, queries, outputs, scale, dFinalState, segments, spare: grouped);
+        if (!grouped && RunsOnWarpgroups(pass, queries, AttentionOperand.Of(k), AttentionOperand.Of(v), outputs, AttentionOperand.Of(dk), AttentionOperand.Of(dv)))
+        {
+            KeyValueOnWarpgroups(pass, q, k, v, dO, scale, leaving.Pointer, dk, dv);
+            return;
+        }
         Output(pass, AttentionOperand.Of(v), outputs, queries, scale, 1, Walked(), transposed: true, dk, channelsAreValues: true);
         Output(pass, AttentionOperand.Of(k), queries, outputs, scale, 1, Walked(), transposed: false, dv, channelsAreValues: false);
 
         nint Walked()
         {
-            if (!overwritten) return leaving.Pointer;
+            if (!grouped) return leaving.Pointer;
             _device.Copy(leaving.Pointer, leaving.Spare, run.Segments * run.StateElements * sizeof(float));
             return leaving.Spare;
         }

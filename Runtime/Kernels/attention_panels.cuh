@@ -1,0 +1,210 @@
+// What the Hopper kernels of linear attention with one decay for all channels share: sub-chunks of 64 tokens as panels of wgmma.cuh, filled in advance by a warpgroup that does nothing else, the decay
+// of a sub-chunk as tables, left operands weighted in registers, and results written by whole rows. Tensors are bf16, and their rows start at multiples of 16 bytes.
+// Warpgroup 0 produces; the others consume, and each holds 64 rows of a state (or of its transpose) in registers while the sub-chunks pass by.
+#ifndef LASP_ATTENTION_PANELS
+#define LASP_ATTENTION_PANELS
+#include "attention_decay.cuh"
+#include "stages.cuh"
+
+#if __CUDA_ARCH_FEAT_SM90_ALL
+
+constexpr int PANEL_BYTES = TILE * PANEL_ROW;  // of a sub-chunk's 64 tokens
+constexpr int STEPS = TILE / SUMMANDS;         // products that sum over a sub-chunk, or over a panel's columns
+
+__device__ __forceinline__ constexpr int panels_of(int width) { return width / PANEL; }
+
+constexpr int TOGETHER = 1, ALONE = 2;         // named barriers: all consumers; consumer 0, consumer 1
+constexpr int PRODUCER_WARPS = WARPGROUP / WARP;
+
+__device__ __forceinline__ int consumer() { return threadIdx.x / WARPGROUP - 1; }  // number of this warpgroup among the consumers
+
+// ---- Handing over ----
+
+template <int STAGES> struct Handover {
+    Barrier full[STAGES], empty[STAGES];
+
+    // By all threads of the block.
+    __device__ __forceinline__ void init(int consumers)
+    {
+        if (threadIdx.x == 0)
+            for (int i = 0; i < STAGES; ++i) {
+                init_barrier(full[i], PRODUCER_WARPS);
+                init_barrier(empty[i], consumers * WARPGROUP / WARP);
+            }
+        __syncthreads();
+    }
+
+    // By warpgroup 0: fill(i, stage) starts the copies of chunk i; AHEAD chunks are under way while the one before them is handed over.
+    template <int AHEAD, typename Fill> __device__ __forceinline__ void produce(int chunks, Fill fill)
+    {
+#pragma unroll 1
+        for (int i = 0; i < chunks + AHEAD; ++i) {
+            if (i < chunks) {
+                wait_turn(empty[i % STAGES], (i / STAGES & 1) ^ 1);
+                fill(i, i % STAGES);
+            }
+            commit_copies();
+            if (i < AHEAD) continue;
+            wait_copies<AHEAD>();
+            publish_to_products();
+            arrive_warp(full[(i - AHEAD) % STAGES]);
+        }
+    }
+
+    // By the consumers.
+    __device__ __forceinline__ void take(int i) { wait_turn(full[i % STAGES], i / STAGES & 1); }
+
+    __device__ __forceinline__ void release(int i) { arrive_warp(empty[i % STAGES]); }
+};
+
+// ---- Filling, by warpgroup 0 ----
+
+// Starts the copies of a sub-chunk's rows of WIDTH columns to panels at `to`. Rows and columns that do not exist become zero.
+template <int WIDTH> __device__ __forceinline__ void copy_chunk(const HeadColumns& x, const Chunk& chunk, unsigned to)
+{
+    constexpr int PACKS = WIDTH / PACK, ROWS = WARPGROUP / PACKS;  // a thread's rows are ROWS apart, a multiple of 8: the permutation of packs is theirs alike
+    const int row = threadIdx.x / PACKS, pack = threadIdx.x % PACKS;
+    const bool exists = pack * PACK < x.columns;
+    const int step = ROWS * chunk.direction() * x.stride;
+    const element* from = x.start + (exists ? pack * PACK : 0) + chunk.token(row) * x.stride;
+    to += pack / 8 * PANEL_BYTES + panel_offset(row, pack % 8);
+    if (chunk.rows == TILE) {
+#pragma unroll
+        for (int i = 0; i < TILE / ROWS; ++i, from += step) copy16_async(to + i * ROWS * PANEL_ROW, from, exists ? 16 : 0);
+    } else {
+#pragma unroll 1
+        for (int i = row; i < TILE; i += ROWS, from += step, to += ROWS * PANEL_ROW) copy16_async(to, i < chunk.rows ? from : x.start, exists && i < chunk.rows ? 16 : 0);
+    }
+}
+
+// ---- The decay of a sub-chunk ----
+
+// Rows come in blocks of 16, the rows of one warp's sums. Between rows of different blocks the decay is the product of two factors that meet at the edge between, so that few exponentials are needed; both
+// exponents are at most 0 as long as decays are, so nothing is lost. Inside a block every pair has its own.
+struct __align__(16) DecayTable {
+    float logs[TILE];       // from entry to row r, base 2
+    float at_edge[TILE];    // from the last row of the block before to row r, or from row r to the last row of its block: the pass chooses
+    float to_exit[TILE];    // from row r to exit, times the caller's factor
+    float through;          // from entry to exit
+
+    __device__ __forceinline__ float end_of(int block) const { return logs[SUMMANDS * block + SUMMANDS - 1]; }
+};
+
+// Makes the tables: the producer's warps take turns, two rows per lane, and read the decays of their next chunk ahead.
+struct DecayTables {
+    const HeadDecay& g;
+    int reverse;
+    bool from_edge;       // or to it
+    float exit_factor;
+    float first, second;  // the lane's log decays
+
+    // `chunk_at(i)` is chunk i of the pass, 0 <= i < chunks. Before the first chunk is filled.
+    template <typename ChunkAt> __device__ __forceinline__ void start(int chunks, ChunkAt chunk_at)
+    {
+        const int warp = threadIdx.x / WARP;
+        if (warp < chunks) read(chunk_at(warp));
+    }
+
+    template <typename ChunkAt> __device__ __forceinline__ void fill(int i, int chunks, ChunkAt chunk_at, DecayTable& table)
+    {
+        if (i % PRODUCER_WARPS != threadIdx.x / WARP) return;
+        fill(table);
+        if (i + PRODUCER_WARPS < chunks) read(chunk_at(i + PRODUCER_WARPS));
+    }
+
+private:
+    __device__ __forceinline__ void read(const Chunk& chunk)
+    {
+        const int row = 2 * (threadIdx.x % WARP);
+        first = row < chunk.rows ? g.at(chunk.token(row), 0) : 0.0f, second = row + 1 < chunk.rows ? g.at(chunk.token(row + 1), 0) : 0.0f;
+    }
+
+    __device__ __forceinline__ void fill(DecayTable& table) const
+    {
+        constexpr double LOG2_E = 1.4426950408889634;
+        const int lane = threadIdx.x % WARP;
+        const double both = (double)first + second;
+        double sum = both;
+#pragma unroll
+        for (int lanes = 1; lanes < WARP; lanes *= 2) {
+            const double below = __shfl_up_sync(0xFFFFFFFFu, sum, lanes);
+            if (lane >= lanes) sum += below;
+        }
+        const double total = __shfl_sync(0xFFFFFFFFu, sum, WARP - 1), before = sum - both;
+        constexpr int LANES = SUMMANDS / 2;  // of a block
+        const int block = lane / LANES * LANES;
+        const double logs[2] = { reverse ? before : before + first, reverse ? before + first : sum };
+        const double end_of_block = __shfl_sync(0xFFFFFFFFu, logs[1], block + LANES - 1), end_before = __shfl_sync(0xFFFFFFFFu, logs[1], block == 0 ? 0 : block - 1);
+        const double before_block = block == 0 ? 0.0 : end_before;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            table.logs[2 * lane + i] = (float)(LOG2_E * logs[i]);
+            table.at_edge[2 * lane + i] = exp2f((float)(LOG2_E * (from_edge ? logs[i] - before_block : end_of_block - logs[i])));
+            table.to_exit[2 * lane + i] = exit_factor * exp2f((float)(LOG2_E * (total - logs[i])));
+        }
+        if (lane == 0) table.through = exp2f((float)(LOG2_E * total));
+    }
+};
+
+// 2^x for x that is seldom below -126, where it is zero.
+__device__ __forceinline__ float exp2_flushed(float x)
+{
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// ---- Writing, by a consumer ----
+
+// 16 bytes of shared memory.
+__device__ __forceinline__ uint4 load_shared16(unsigned from)
+{
+    uint4 x;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(from) : "memory");
+    return x;
+}
+
+// A warpgroup writes a panel as columns first_column to first_column + 63 of a sub-chunk's rows; columns and rows that do not exist are left out.
+__device__ __forceinline__ void store_panel(unsigned panel, int first_column, const Chunk& chunk, const HeadColumns& to)
+{
+    constexpr int PACKS = PANEL / PACK, ROWS = WARPGROUP / PACKS;
+    const int thread = threadIdx.x % WARPGROUP, row = thread / PACKS, pack = thread % PACKS, column = first_column + pack * PACK;
+    element* out = (element*)to.start + chunk.token(row) * to.stride + column;
+    const int64 step = (int64)ROWS * chunk.direction() * to.stride;
+    const int rows = column < to.columns ? chunk.rows - row : 0;
+    uint4 values[TILE / ROWS];
+#pragma unroll
+    for (int i = 0; i < TILE / ROWS; ++i) values[i] = load_shared16(panel + panel_offset(row, pack) + i * ROWS * PANEL_ROW);
+#pragma unroll
+    for (int i = 0; i < TILE / ROWS; ++i)
+        if (i * ROWS < rows) *(uint4*)(out + i * step) = values[i];
+}
+
+// ---- Left operands in registers, of a consumer ----
+
+// A panel's columns 16 w to 16 w + 15 for warp w of the warpgroup, as the rows of left operands that sum over the panel's rows.
+__device__ __forceinline__ void load_transposed(unsigned panel, unsigned (&x)[STEPS][4])
+{
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x % WARPGROUP / WARP;
+    const unsigned from = panel + panel_offset(lane % 8 + lane / 16 * 8, 2 * warp + lane / 8 % 2);
+#pragma unroll
+    for (int step = 0; step < STEPS; ++step) load_matrices_transposed(from + step * SUMMANDS * PANEL_ROW, x[step]);
+}
+
+// y = x with summand j multiplied by factor weights[j], rounded once.
+__device__ __forceinline__ void weigh_summands(const unsigned (&x)[STEPS][4], const float* weights, float factor, unsigned (&y)[STEPS][4])
+{
+#pragma unroll
+    for (int step = 0; step < STEPS; ++step)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            float2 weight = *(const float2*)(weights + step * SUMMANDS + half * 8 + 2 * (threadIdx.x % 4));
+            weight.x *= factor, weight.y *= factor;
+#pragma unroll
+            for (int i = 2 * half; i < 2 * half + 2; ++i) y[step][i] = pack_bf16(weight.x * low_of(x[step][i]), weight.y * high_of(x[step][i]));
+        }
+}
+
+#endif
+
+#endif

@@ -1,0 +1,253 @@
+// Gradients of keys and values in one walk on Hopper's tensor cores, for bf16, one decay for all channels, widths of multiples of 8 up to 128, as many key heads as heads. With D the gradient of the
+// state and tokens from the last to the first (attention_decay.cuh with reverse = 1: the decay acts on what is handed to the next row):
+//     D_r = D_{r-1}, decayed, + scale q_r^T dO_r          dv_r = k_r D_r          dk_r = v_r D_r^T
+// q, k, dk [B, N, H, D]; v, dO, dv [B, N, H, E] bf16; decay none, per head or per token; leaving [segments, B, H, D, E] fp32: the gradient of the state that leaves each segment.
+// Consumer 0 makes dv, consumer 1 dk. Each holds 64 rows of D in registers as fp32 (with 64 rows consumer 0 holds all), and both read a copy in shared memory, rounded to bf16. For each sub-chunk:
+//     dv = from entry . (k D) + (k q^T, masked and decayed) dO          D = through . D + (q . to exit)^T dO
+//     dk = from entry . (v D^T) + (v dO^T, masked and decayed) q
+// fp32 accumulation in a fixed order. Launch: 384 threads, one block per (segment, b, h), h fastest; D and E are 64 or 128 by the kernel's name;
+// shared memory stages (D + E) 256 bytes, D E 2 bytes for the copy, and 3 KiB.
+#include "attention_panels.cuh"
+
+#if LASP_ELEMENT_BF16 && __CUDA_ARCH_FEAT_SM90_ALL
+
+// Writes the sums of columns 64 panel to 64 panel + 63 to 64 rows of a panel, as bf16.
+template <int N> __device__ __forceinline__ void store_rows(const Sums<N>& sums, int panel, unsigned to)
+{
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x % WARPGROUP / WARP;
+#pragma unroll
+    for (int block = 0; block < PANEL / 16; ++block) {
+        unsigned pairs[4];
+        pack_sums(sums, panel * (PANEL / 16) + block, pairs);
+        store_matrices(to + panel_offset(16 * warp + lane % 16, 2 * block + lane / 16), pairs);
+    }
+}
+
+// The scores of rows r and columns s as left operands: decayed from row s to row r, zero where s > r.
+__device__ __forceinline__ void mask_scores(const Sums<TILE>& scores, const DecayTable& table, float factor, unsigned (&masked)[STEPS][4])
+{
+    const int warp = threadIdx.x % WARPGROUP / WARP;
+    const float row_logs[2] = { table.logs[sums_row(0)], table.logs[sums_row(2)] };
+#pragma unroll
+    for (int block = 0; block < STEPS; ++block) {
+#pragma unroll
+        for (int pair = 0; pair < 4; ++pair) masked[block][pair] = 0;
+        if (block == warp) {
+#pragma unroll
+            for (int pair = 0; pair < 4; ++pair) {
+                const int i = 8 * block + 2 * pair, row = sums_row(i), column = sums_column(i);
+                const float2 logs = *(const float2*)(table.logs + column);
+                const float low = factor * scores.at[i] * exp2_flushed(row_logs[pair % 2] - logs.x), high = factor * scores.at[i + 1] * exp2_flushed(row_logs[pair % 2] - logs.y);
+                masked[block][pair] = pack_bf16(column <= row ? low : 0.0f, column < row ? high : 0.0f);
+            }
+        } else if (block < warp) {
+            const float edge = table.end_of(block);
+            const float from_edge[2] = { factor * exp2_flushed(row_logs[0] - edge), factor * exp2_flushed(row_logs[1] - edge) };
+#pragma unroll
+            for (int pair = 0; pair < 4; ++pair) {
+                const int i = 8 * block + 2 * pair;
+                const float2 to_edge = *(const float2*)(table.at_edge + sums_column(i));
+                masked[block][pair] = pack_bf16(scores.at[i] * (from_edge[pair % 2] * to_edge.x), scores.at[i + 1] * (from_edge[pair % 2] * to_edge.y));
+            }
+        }
+    }
+}
+
+template <int D, int E> struct KeyValueWalk {
+    static constexpr int CONSUMERS = 2, THREADS_OF_BLOCK = (1 + CONSUMERS) * WARPGROUP, REGISTERS = 224, SPARE = 56;
+    static constexpr int D_BYTES = panels_of(D) * PANEL_BYTES, E_BYTES = panels_of(E) * PANEL_BYTES, STAGE_BYTES = 2 * (D_BYTES + E_BYTES);
+    static constexpr int K = D_BYTES, V = 2 * D_BYTES, DO = 2 * D_BYTES + E_BYTES;    // where they start in a stage, which starts with q
+    static constexpr int STAGES = (192 << 10) / STAGE_BYTES, AHEAD = STAGES - 2;
+    static constexpr int COPY_PANEL = D * PANEL_ROW;                                  // bytes of 64 columns of D
+
+    struct Shared {
+        unsigned char panels[STAGES * STAGE_BYTES], copy[panels_of(E) * COPY_PANEL];
+        DecayTable tables[STAGES];
+        Handover<STAGES> stages;
+    };
+
+    struct Operands {
+        HeadColumns q, k, v, dO;
+    };
+
+    static __device__ __forceinline__ void produce(const Operands& x, const HeadDecay& g, const Segment& segment, float scale, Shared& shared)
+    {
+        const int chunks = segment.chunks();
+        const auto chunk_at = [&](int i) { return chunk_of(segment, i); };
+        DecayTables tables = { g, segment.reverse, false, scale };
+        tables.start(chunks, chunk_at);
+        shared.stages.template produce<AHEAD>(chunks, [&](int i, int stage) {
+            const Chunk chunk = chunk_at(i);
+            const unsigned to = shared_address(shared.panels) + stage * STAGE_BYTES;
+            copy_chunk<D>(x.q, chunk, to);
+            copy_chunk<D>(x.k, chunk, to + K);
+            copy_chunk<E>(x.v, chunk, to + V);
+            copy_chunk<E>(x.dO, chunk, to + DO);
+            tables.fill(i, chunks, chunk_at, shared.tables[stage]);
+        });
+    }
+
+    // What consumer 0 (dv) and consumer 1 (dk) do alike: rows of `OWN` columns are multiplied with D and with the other rows.
+    template <bool VALUES> struct Side {
+        static constexpr int OWN = VALUES ? D : E, OUT = VALUES ? E : D, ROWS = VALUES ? K : V, OTHERS = VALUES ? 0 : DO, RIGHT = VALUES ? DO : 0;
+        static constexpr bool HOLDS_STATE = VALUES || D > PANEL;
+
+        Shared& shared;
+        Sums<E> state;
+
+        __device__ __forceinline__ void load_state(const float* from, int width, int value_width)
+        {
+            if constexpr (HOLDS_STATE)
+#pragma unroll
+            for (int i = 0; i < Sums<E>::COUNT; i += 2) {
+                const int d = consumer() * PANEL + sums_row(i), e = sums_column(i);
+                const float2 pair = d < width && e < value_width ? *(const float2*)(from + (int64)d * value_width + e) : make_float2(0.0f, 0.0f);
+                state.at[i] = pair.x, state.at[i + 1] = pair.y;
+            }
+        }
+
+        // Shows the state to both consumers, once these are in step again.
+        __device__ __forceinline__ void copy_state() const
+        {
+            if constexpr (HOLDS_STATE)
+#pragma unroll
+            for (int panel = 0; panel < panels_of(E); ++panel) store_rows(state, panel, shared_address(shared.copy) + panel * COPY_PANEL + consumer() * PANEL_BYTES);
+            publish_to_products();
+        }
+
+        __device__ __forceinline__ void start_products(unsigned stage, Sums<TILE>& scores, Sums<OUT>& out) const
+        {
+            const unsigned copy = shared_address(shared.copy);
+            begin_products();
+#pragma unroll
+            for (int step = 0; step < OWN / SUMMANDS; ++step) {
+                const unsigned panel = step / STEPS * PANEL_BYTES;
+                product<ALONG, ALONG>(along(stage, step % STEPS, ROWS + panel), along(stage, step % STEPS, OTHERS + panel), step > 0, scores);
+            }
+            commit_products();
+#pragma unroll
+            for (int step = 0; step < OWN / SUMMANDS; ++step) {
+                const Operand rows = along(stage, step % STEPS, ROWS + step / STEPS * PANEL_BYTES);
+                if constexpr (VALUES) product<ALONG, DOWN>(rows, down(copy, step, COPY_PANEL), step > 0, out);
+                else product<ALONG, ALONG>(rows, along(copy, step % STEPS, step / STEPS * COPY_PANEL), step > 0, out);
+            }
+            commit_products();
+        }
+
+        __device__ __forceinline__ void start_state(unsigned stage, const DecayTable& table)
+        {
+            if constexpr (HOLDS_STATE) {
+                unsigned queries[STEPS][4], weighted[STEPS][4];
+                load_transposed(stage + consumer() * PANEL_BYTES, queries);
+                weigh_summands(queries, table.to_exit, 1.0f, weighted);
+#pragma unroll
+                for (int i = 0; i < Sums<E>::COUNT; ++i) state.at[i] *= table.through;
+                begin_products();
+#pragma unroll
+                for (int step = 0; step < STEPS; ++step) product<DOWN>(weighted[step], down(stage, step, PANEL_BYTES, DO), 1, state);
+            }
+            commit_products();
+        }
+
+        // Makes the gradients of a sub-chunk and moves the state past it.
+        __device__ __forceinline__ void pass(unsigned stage, const DecayTable& table, float scale, Sums<OUT>& out)
+        {
+            Sums<TILE> scores;
+            unsigned masked[STEPS][4];
+            start_products(stage, scores, out);
+            start_state(stage, table);
+            wait_products<2>();
+            pin(scores);
+            mask_scores(scores, table, scale, masked);
+            wait_products<1>();
+            pin(out);
+            const float from_entry[2] = { exp2_flushed(table.logs[sums_row(0)]), exp2_flushed(table.logs[sums_row(2)]) };
+#pragma unroll
+            for (int i = 0; i < Sums<OUT>::COUNT; ++i) out.at[i] *= from_entry[i / 2 % 2];
+            begin_products();
+#pragma unroll
+            for (int step = 0; step < STEPS; ++step) product<DOWN>(masked[step], down(stage, step, PANEL_BYTES, RIGHT), 1, out);
+            commit_products();
+            wait_products<0>();
+            pin(out);
+            pin(state);
+        }
+
+        // Through the panels of this consumer's rows, which nobody else reads.
+        __device__ __forceinline__ void store_gradient(const Sums<OUT>& out, unsigned rows, const Chunk& chunk, const HeadColumns& to) const
+        {
+            constexpr int AT_ONCE = OWN < OUT ? panels_of(OWN) : panels_of(OUT);
+#pragma unroll
+            for (int first = 0; first < panels_of(OUT); first += AT_ONCE) {
+                if (first > 0) sync_threads(ALONE + consumer(), WARPGROUP);
+#pragma unroll
+                for (int i = 0; i < AT_ONCE; ++i) store_rows(out, first + i, rows + i * PANEL_BYTES);
+                sync_threads(ALONE + consumer(), WARPGROUP);
+#pragma unroll
+                for (int i = 0; i < AT_ONCE; ++i) store_panel(rows + i * PANEL_BYTES, (first + i) * PANEL, chunk, to);
+            }
+        }
+
+        __device__ __forceinline__ void consume(const HeadColumns& to, const Segment& segment, float scale)
+        {
+            copy_state();
+#pragma unroll 1
+            for (int i = 0; i < segment.chunks(); ++i) {
+                const unsigned stage = shared_address(shared.panels) + i % STAGES * STAGE_BYTES;
+                Sums<OUT> out;
+                shared.stages.take(i);
+                sync_threads(TOGETHER, CONSUMERS * WARPGROUP);  // both have copied their states
+                pass(stage, shared.tables[i % STAGES], scale, out);
+                sync_threads(TOGETHER, CONSUMERS * WARPGROUP);  // both have read the copy
+                copy_state();
+                store_gradient(out, stage + ROWS, chunk_of(segment, i), to);
+                shared.stages.release(i);
+            }
+        }
+    };
+
+    template <bool VALUES> static __device__ __forceinline__ void walk(
+        Shared& shared, const float* state, int width, int value_width, const HeadColumns& to, const Segment& segment, float scale)
+    {
+        Side<VALUES> side = { shared };
+        side.load_state(state, width, value_width);
+        side.consume(to, segment, scale);
+    }
+};
+
+template <int D, int E> __device__ __forceinline__ void key_value_segment(
+    const element* q, const element* k, const element* v, const element* dO, const float* decay, int kind, int64 tokens, int heads, int width, int value_width, int64 batches,
+    int64 segment_tokens, float scale, const float* leaving, element* dk, element* dv)
+{
+    typedef KeyValueWalk<D, E> Walk;
+    extern __shared__ __align__(1024) unsigned char memory[];
+    auto& shared = *(typename Walk::Shared*)memory;
+    const int64 head = blockIdx.x % heads, batch = blockIdx.x / heads % batches;
+    const Segment segment = segment_of(blockIdx.x / heads / batches, segment_tokens, tokens, 1);
+    const auto columns = [&](const element* x, int columns) { return head_columns(x, batch, tokens, heads, head, columns, 0); };
+    const float* state = leaving + (int64)blockIdx.x * width * value_width;
+    shared.stages.init(Walk::CONSUMERS);
+    if (threadIdx.x < WARPGROUP) {
+        give_registers<Walk::SPARE>();
+        Walk::produce({ columns(q, width), columns(k, width), columns(v, value_width), columns(dO, value_width) }, head_decay(decay, kind, batch, tokens, heads, head, width), segment, scale, shared);
+    } else {
+        take_registers<Walk::REGISTERS>();
+        if (consumer() == 0) Walk::template walk<true>(shared, state, width, value_width, columns(dv, value_width), segment, scale);
+        else Walk::template walk<false>(shared, state, width, value_width, columns(dk, width), segment, scale);
+    }
+}
+
+#define KEY_VALUE_KERNEL(D, E) \
+    KERNEL __launch_bounds__(KeyValueWalk<D, E>::THREADS_OF_BLOCK) linear_attention_bwd_key_value_##D##_##E( \
+        const element* q, const element* k, const element* v, const element* dO, const float* decay, int kind, int64 tokens, int heads, int width, int value_width, int64 batches, \
+        int64 segment_tokens, float scale, const float* leaving, element* dk, element* dv) \
+    { \
+        key_value_segment<D, E>(q, k, v, dO, decay, kind, tokens, heads, width, value_width, batches, segment_tokens, scale, leaving, dk, dv); \
+    }
+
+KEY_VALUE_KERNEL(64, 64)
+KEY_VALUE_KERNEL(64, 128)
+KEY_VALUE_KERNEL(128, 64)
+KEY_VALUE_KERNEL(128, 128)
+
+#endif
