@@ -9,6 +9,7 @@
 // q [B, N, Hq, D]; k [B, N, Hk, D]; v [B, N, Hk, E]; out [B, N, Hq, E]; one of Hq, Hk divides the other, and there are H = max(Hq, Hk)
 // states and decays. With Hk > Hq (dk, dv of grouped queries) an output sums the walks of its Hk / Hq heads in their order.
 // entering [segments, B, H, D, E] fp32, or [.., E, D] when transposed = 1, holds the state that enters each segment (in processing order); with Hk > Hq it is overwritten.
+// A shared decay is for fp32 tensors here; bf16 ones have linear_attention_mma.cu and linear_attention_output_wgmma.cu.
 // Sub-chunks of 64 tokens: the intra part is masked (q k^T) v, the inter part reads the state; fp32 throughout, fixed order.
 // Launch: 256 threads; one block per (segment, b, q head, 64 columns of E), the last fastest; shared memory TILES tiles and a state slice,
 // (64 * TILES + D rounded up to 64) * 68 * 4 bytes, with 3 tiles for a shared decay and 4 for one per channel.
@@ -61,6 +62,8 @@ struct Scales {
     float k, out;
 };
 
+#if LASP_ELEMENT_F32
+
 // One decay for all channels: P_ij = [i >= j] exp(G_i - G_j) (q_i . k_j) is a product and a mask.
 struct SharedDecayWalk {
     static constexpr int TILES = 3;
@@ -106,6 +109,8 @@ struct SharedDecayWalk {
         __syncthreads();
     }
 };
+
+#endif
 
 // A decay per channel that is summed over: P_ij = sum_d q_i^d exp(G_i^d - G_j^d) k_j^d. Four neighbouring lanes hold a row's query, 16 channels each, and walk j
 // down from i while the query decays step by step: a product of at most 64 factors, none above 1, and no exponential per pair. What is left of
@@ -296,12 +301,14 @@ template <typename Walk> __device__ __forceinline__ void walk_segment(
     }
 }
 
+#if LASP_ELEMENT_F32
 KERNEL __launch_bounds__(THREADS, 2) linear_attention_output(
     const element* q, const element* k, const element* v, const float* decay, int kind, int64 tokens, int q_heads, int k_heads, int width, int value_width, int64 batches,
     int64 segment_tokens, int reverse, float k_scale, float out_scale, float* entering, int transposed, element* out)
 {
     walk_segment<SharedDecayWalk>(q, k, v, decay, kind, tokens, q_heads, k_heads, width, value_width, batches, segment_tokens, reverse, k_scale, out_scale, entering, transposed, out);
 }
+#endif
 
 KERNEL __launch_bounds__(THREADS, 2) linear_attention_output_decayed_keys(
     const element* q, const element* k, const element* v, const float* decay, int kind, int64 tokens, int q_heads, int k_heads, int width, int value_width, int64 batches,

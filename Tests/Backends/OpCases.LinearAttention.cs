@@ -43,6 +43,10 @@ public static partial class OpCases
         new(1000, 64, 64),
         new(1000, 128, 96, Hk: 1, Decay: 20, States: true),
         new(1000, 5, 7, H: 4, Hk: 1, Decay: 0.2, States: true),
+        new(130, 33, 100, Decay: 0.1, States: true), // widths that no 16-byte access fits, of every size that kernels tell apart
+        new(130, 100, 36, Hk: 1, Decay: 0.1, States: true),
+        new(130, 100, 68, Decay: 0.1, States: true),
+        new(130, 200, 130, Hk: 1, Decay: 0.1, States: true, Kind: DecayKind.Token),
         .. PerToken(DecayKind.Token),
         .. PerToken(DecayKind.Channel),
         new(1000, 128, 96, Hk: 1, Decay: 20, States: true, Kind: DecayKind.Token),

@@ -57,7 +57,9 @@ internal sealed partial class CudaBackend
         Output(pass, AttentionOperand.Of(q), AttentionOperand.Of(k), AttentionOperand.Of(v), 1, scale, entering.Pointer, transposed: false, o, channelsAreValues: false);
     }
 
-    private AttentionRun Cut(AttentionRun run) => run.CutFor(_device.MultiprocessorCount);
+    /// <summary>A multiprocessor holds one block of the warpgroup kernels, two of the others.</summary>
+    private AttentionRun Cut(AttentionRun run) =>
+        run.CutFor(_device.MultiprocessorCount * (FitsWarpgroups(run.KeyWidth) && FitsWarpgroups(run.ValueWidth) ? 1 : 2));
 
     /// <summary>The state that the whole run leaves, entered with zero, and each segment's own where the caller keeps them.</summary>
     private void RunState(AttentionPass pass, AttentionOperand k, AttentionOperand v, double scale, Tensor state, Tensor? segments)
@@ -118,6 +120,11 @@ internal sealed partial class CudaBackend
             SegmentStatesOnWarpgroups(pass, k, v, scale, states);
             return;
         }
+        if (RunsOnTensorCores(pass))
+        {
+            SegmentStatesOnTensorCores(pass, k, v, scale, states);
+            return;
+        }
         AttentionRun run = pass.Run;
         Launch(
             StateFile, pass.PerChannel ? "linear_attention_state_per_channel" : "linear_attention_state", pass.Element,
@@ -146,6 +153,11 @@ internal sealed partial class CudaBackend
         if (q.Heads >= k.Heads && RunsOnWarpgroups(pass, q, k, v, AttentionOperand.Of(output)))
         {
             OutputOnWarpgroups(pass, q, k, v, keyScale, outputScale, entering, transposed, output);
+            return;
+        }
+        if (RunsOnTensorCores(pass))
+        {
+            OutputOnTensorCores(pass, q, k, v, keyScale, outputScale, entering, transposed, output);
             return;
         }
         AttentionRun run = pass.Run;

@@ -2,7 +2,7 @@ namespace LaspNative.Runtime.Cuda;
 
 /// <summary>
 /// Linear attention on Hopper's warpgroup products (linear_attention_state_wgmma.cu, linear_attention_output_wgmma.cu, linear_attention_key_value_wgmma.cu): bf16, one decay for all channels, widths
-/// of multiples of 8 up to 128, and tensors that start on 16 bytes. Everything else, and everything under LASP_FORCE_SM80, stays on the kernels of LinearAttention.cs.
+/// of multiples of 8 up to 128, and tensors that start on 16 bytes. Other bf16, and everything under LASP_FORCE_SM80, is for LinearAttentionTensorCores.cs.
 /// </summary>
 internal sealed partial class CudaBackend
 {
@@ -25,10 +25,12 @@ internal sealed partial class CudaBackend
 
     private bool RunsOnWarpgroups(AttentionPass pass, params ReadOnlySpan<AttentionOperand> operands)
     {
-        bool fits = _device.Kernels.Architecture == "sm_90a" && pass.Element == DType.BF16 && !pass.PerChannel;
-        foreach (AttentionOperand operand in operands) fits &= operand.Width <= WarpgroupWidth && operand.Width % Pack == 0 && operand.Pointer % 16 == 0;
+        bool fits = pass.Element == DType.BF16 && !pass.PerChannel;
+        foreach (AttentionOperand operand in operands) fits &= FitsWarpgroups(operand.Width) && operand.Pointer % 16 == 0;
         return fits;
     }
+
+    private bool FitsWarpgroups(long width) => _device.Kernels.Architecture == "sm_90a" && width <= WarpgroupWidth && width % Pack == 0;
 
     /// <summary>As many stages as fit <paramref name="bytes"/>, and <paramref name="more"/> bytes.</summary>
     private static long StagedBytes(long bytes, long columns, long more) => (bytes / (columns * ColumnBytes) * columns * ColumnBytes) + more;
