@@ -61,7 +61,7 @@ public sealed unsafe class CudaKernel
         void** pointers = stackalloc void*[args.Length + 1];
         fixed (KernelArg* values = args)
         {
-            for (int i = 0; i < args.Length; i++) pointers[i] = values + i;
+            for (int i = 0; i < args.Length; i++) pointers[i] = values[i].IsAddress ? (void*)values[i].Bits : values + i;
             CUresult result = CudaDriver.cuLaunchKernel(
                 _function, shape.GridX, shape.GridY, shape.GridZ, shape.BlockX, 1, 1, shape.SharedBytes, stream.Handle, pointers, null);
             if (result != CUresult.CUDA_SUCCESS) throw LaunchFailed(shape, result);

@@ -13,16 +13,20 @@ public readonly record struct LaunchShape(uint GridX, uint GridY, uint GridZ, ui
 
 /// <summary>
 /// One kernel argument: a pointer or a scalar in eight bytes. Integers are sign-extended, so that an int may fill a 64-bit parameter and a small long
-/// a 32-bit one; float and double must match the parameter.
+/// a 32-bit one; float and double must match the parameter. A tensor map goes by its address.
 /// </summary>
-[StructLayout(LayoutKind.Explicit, Size = 8)]
+[StructLayout(LayoutKind.Explicit, Size = 16)]
 public readonly struct KernelArg
 {
     [FieldOffset(0)] private readonly long _integer;
     [FieldOffset(0)] private readonly float _single;
     [FieldOffset(0)] private readonly double _double;
 
+    [FieldOffset(8)] private readonly bool _isAddress;
+
     private KernelArg(long value) => _integer = value;
+
+    private KernelArg(long address, bool isAddress) => (_integer, _isAddress) = (address, isAddress);
 
     private KernelArg(float value) => _single = value;
 
@@ -30,6 +34,12 @@ public readonly struct KernelArg
 
     /// <summary>The eight bytes.</summary>
     internal long Bits => _integer;
+
+    /// <summary>Whether the bytes are the host address of the value.</summary>
+    internal bool IsAddress => _isAddress;
+
+    /// <summary>A map on the stack of the caller, who launches before it returns.</summary>
+    internal static unsafe KernelArg At(TensorMap* map) => new((long)map, isAddress: true);
 
     public static implicit operator KernelArg(nint value) => new((long)value);
 

@@ -178,4 +178,9 @@ internal static unsafe partial class CudaDriver
         uint gridDimX, uint gridDimY, uint gridDimZ,
         uint blockDimX, uint blockDimY, uint blockDimZ,
         uint sharedMemBytes, nint stream, void** kernelParams, void** extra);
+
+    [LibraryImport(Library)]
+    public static partial CUresult cuTensorMapEncodeTiled(
+        void* tensorMap, CUtensorMapDataType dataType, uint rank, nint address, ulong* dimensions, ulong* strides, uint* box, uint* elementStrides,
+        CUtensorMapInterleave interleave, CUtensorMapSwizzle swizzle, CUtensorMapL2promotion promotion, CUtensorMapFloatOOBfill fill);
 }

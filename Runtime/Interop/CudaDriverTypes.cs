@@ -76,3 +76,29 @@ internal struct CUmemAccessDesc
     public CUmemLocation location;
     public CUmemAccess_flags flags;
 }
+
+internal enum CUtensorMapDataType
+{
+    CU_TENSOR_MAP_DATA_TYPE_FLOAT32 = 7,
+    CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 = 9,
+}
+
+internal enum CUtensorMapInterleave
+{
+    CU_TENSOR_MAP_INTERLEAVE_NONE = 0,
+}
+
+internal enum CUtensorMapSwizzle
+{
+    CU_TENSOR_MAP_SWIZZLE_128B = 3,
+}
+
+internal enum CUtensorMapL2promotion
+{
+    CU_TENSOR_MAP_L2_PROMOTION_L2_128B = 2,
+}
+
+internal enum CUtensorMapFloatOOBfill
+{
+    CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE = 0,
+}

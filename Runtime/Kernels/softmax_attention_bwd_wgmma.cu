@@ -6,7 +6,7 @@
 //
 // A block owns 128 keys of one key head: scores are formed once, dk and dv stay in registers, and the block's share of dq is added to memory. Shares of the same queries are added in the order of
 // their keys, each block waiting for its predecessor's ticket, so that every run gives the same bits; blocks start in that order, and walk the queries (and within them the heads of the group)
-// downwards, so that a predecessor is always ahead. Warpgroup 0: two warps copy 64 queries at a time into two stages, a third adds the shares of dq. Warpgroups 1 and 2 hold 64 keys each.
+// downwards, so that a predecessor is always ahead. Warpgroup 0: two warps fill two stages with 64 queries each, one thread adds the shares of dq. Warpgroups 1 and 2 hold 64 keys each.
 // fp32 sums; p and ds are rounded to bf16 for their products.
 #include "softmax_visibility.cuh"
 #include "stages.cuh"
@@ -18,6 +18,7 @@ constexpr int KEYS = 64;                  // of one consumer
 constexpr int CONSUMERS = 2;              // warpgroups
 constexpr int BLOCK_KEYS = CONSUMERS * KEYS;
 constexpr int STAGES = 2;
+constexpr int SHARE_PANEL = PANEL / 2;    // columns of fp32
 constexpr int NOTES = 8;                  // visits remembered: the share of dq of a step leaves up to four visits later
 constexpr int CONSUMER_WARPS = CONSUMERS * WARPGROUP / WARP;
 constexpr int THREADS = (1 + CONSUMERS) * WARPGROUP;
@@ -40,7 +41,8 @@ KERNEL softmax_query_spans(const int64* ranges, int64 first_key, int64 queries, 
 }
 
 struct Call {
-    const bf16 *q, *k, *v, *d_out;
+    const TensorMap *q, *d_out, *dq;      // boxes of 64 tokens
+    const bf16 *k, *v;
     const float *lse, *delta;
     const int64* ranges;
     const SpanOfQueries* spans;
@@ -49,7 +51,7 @@ struct Call {
     int keys, heads, key_heads;
     int64 batches;
     float scale;
-    float *dq, *dk, *dv;
+    float *dk, *dv;
 };
 
 struct Unit {
@@ -95,7 +97,6 @@ struct Shared {
 
 template <int D> struct Tiles {
     static constexpr unsigned KEY_BYTES = BLOCK_KEYS * D * 2, QUERY_BYTES = QUERIES * D * 2, DS_BYTES = BLOCK_KEYS * PANEL_ROW;
-    static constexpr unsigned SHARE_PITCH = D * 4 + 32;  // bytes; stores of eight rows by four lanes each meet no bank conflict
     unsigned k, v, q, d_out, ds, share;                  // addresses
 
     static __device__ __forceinline__ Tiles at(unsigned start)
@@ -113,25 +114,39 @@ template <int D> struct Tiles {
 
 // ---- Producers: warp s fills stage s ----
 
-__device__ __forceinline__ void load_query_rows(const Call& call, int64 row_of_run, int64 first_query, int rows, QueryRows& to)
-{
+// Query rows of one lane, fetched before the stage is free.
+struct FetchedRows {
+    float lse[QUERIES / WARP], delta[QUERIES / WARP];
+    KeySpan seen[QUERIES / WARP];
+
+    __device__ __forceinline__ void fetch(const Call& call, int64 row_of_run, int64 first_query, int rows)
+    {
 #pragma unroll
-    for (int i = threadIdx.x % WARP; i < QUERIES; i += WARP) {
-        KeySpan seen = { 0, -1 };
-        float lse = INFINITE, delta = 0.0f;
-        if (i < rows) {
-            seen = seen_by(call.ranges, first_query + i, call.first_key, call.keys);
+        for (int n = 0; n < QUERIES / WARP; ++n) {
+            const int i = n * WARP + threadIdx.x % WARP;
+            lse[n] = INFINITE;
+            delta[n] = 0.0f;
+            seen[n] = { 0, -1 };
+            if (i >= rows) continue;
+            seen[n] = seen_by(call.ranges, first_query + i, call.first_key, call.keys);
             const int64 row = row_of_run + i * (int64)call.heads;
-            lse = call.lse[row] * LOG2_E;
-            delta = call.delta[row];
-            if (lse == -INFINITE) lse = INFINITE;
+            lse[n] = call.lse[row];
+            delta[n] = call.delta[row];
         }
-        to.lse[i] = lse;
-        to.delta[i] = delta;
-        to.first[i] = seen.first;
-        to.count[i] = seen.count();
     }
-}
+
+    __device__ __forceinline__ void store(QueryRows& to) const
+    {
+#pragma unroll
+        for (int n = 0; n < QUERIES / WARP; ++n) {
+            const int i = n * WARP + threadIdx.x % WARP;
+            to.lse[i] = lse[n] == -INFINITE ? INFINITE : lse[n] * LOG2_E;
+            to.delta[i] = delta[n];
+            to.first[i] = seen[n].first;
+            to.count[i] = seen[n].count();
+        }
+    }
+};
 
 // The visits of a block by one warp, which looks at 32 runs of queries at a time: the last run first, its heads upwards.
 struct Walk {
@@ -169,35 +184,44 @@ struct Walk {
     }
 };
 
-template <int D> __device__ __forceinline__ void fill_stage(const Call& call, const Unit& unit, const Tiles<D>& tiles, int stage, const Visit& visit, QueryRows& query_rows)
+template <int D> __device__ __forceinline__ void copy_queries(const Call& call, Box box, const Tiles<D>& tiles, int stage, Barrier& full)
 {
+    expect_bytes(full, 2 * Tiles<D>::QUERY_BYTES);
+#pragma unroll
+    for (; box.column < D; box.column += PANEL) {
+        const unsigned panel = stage * Tiles<D>::QUERY_BYTES + box.column / PANEL * QUERIES * PANEL_ROW;
+        copy_box_async(tiles.q + panel, call.q, box, full);
+        copy_box_async(tiles.d_out + panel, call.d_out, box, full);
+    }
+}
+
+template <int D> __device__ __forceinline__ void fill_stage(const Call& call, const Unit& unit, const Tiles<D>& tiles, Shared& shared, int step, const Visit& visit)
+{
+    const int stage = step % STAGES;
     const int64 query = (int64)visit.run * QUERIES, row = (unit.batch * call.queries + query) * call.heads + visit.head;
-    const int rows = (int)min((int64)QUERIES, call.queries - query);
-#pragma unroll 1
-    for (int gradient = 0; gradient < 2; ++gradient)
-        copy_panels<QUERIES, D / PANEL, WARP>(
-            (gradient ? tiles.d_out : tiles.q) + stage * Tiles<D>::QUERY_BYTES, (gradient ? call.d_out : call.q) + row * D, (int64)call.heads * D, rows, threadIdx.x % WARP);
-    load_query_rows(call, row, query, rows, query_rows);
+    const int rows = visit.run < 0 ? 0 : (int)min((int64)QUERIES, call.queries - query);
+    FetchedRows fetched;
+    fetched.fetch(call, row, query, rows);
+    wait_turn(shared.stage_empty[stage], (step / STAGES & 1) ^ 1);
+    if (threadIdx.x % WARP == 0) {
+        shared.visits[step % NOTES] = visit;
+        if (visit.run >= 0) copy_queries<D>(call, { 0, visit.head, (int)query, (int)unit.batch }, tiles, stage, shared.stage_full[stage]);
+    }
+    fetched.store(shared.rows[stage]);
+    arrive_warp(shared.stage_full[stage]);
 }
 
 template <int D> __device__ __forceinline__ void produce(const Call& call, const Unit& unit, const Tiles<D>& tiles, Shared& shared)
 {
-    const int stage = threadIdx.x / WARP;
     Walk walk = Walk::start(call, unit);
     for (int step = 0;; ++step) {
         const Visit visit = walk.next();
-        if (step % STAGES == stage) {
-            wait_turn(shared.stage_empty[stage], (step / STAGES & 1) ^ 1);
-            if (threadIdx.x % WARP == 0) shared.visits[step % NOTES] = visit;
-            if (visit.run >= 0) fill_stage(call, unit, tiles, stage, visit, shared.rows[stage]);
-            publish_copies();
-            arrive_warp(shared.stage_full[stage]);
-        }
+        if (step % STAGES == threadIdx.x / WARP) fill_stage(call, unit, tiles, shared, step, visit);
         if (visit.run < 0) break;
     }
 }
 
-// ---- The warp that adds shares of dq ----
+// ---- The thread that adds shares of dq ----
 
 __device__ __forceinline__ void wait_ticket(const int* ticket, int number)
 {
@@ -209,46 +233,25 @@ __device__ __forceinline__ void wait_ticket(const int* ticket, int number)
 
 __device__ __forceinline__ void give_ticket(int* ticket) { asm volatile("red.release.gpu.global.add.s32 [%0], 1;" ::"l"(ticket) : "memory"); }
 
-// Adds `bytes` of fp32 from shared to global memory, asynchronously; one transaction, 16-byte aligned.
-__device__ __forceinline__ void add_row_async(float* to, unsigned from, int bytes)
-{
-    asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(to), "r"(from), "r"(bytes) : "memory");
-}
-
-__device__ __forceinline__ void commit_additions() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
-
-template <int PENDING> __device__ __forceinline__ void wait_additions() { asm volatile("cp.async.bulk.wait_group %0;" ::"n"(PENDING) : "memory"); }
-
-// The sources have been read.
-__device__ __forceinline__ void wait_additions_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
-
+// By one thread.
 template <int D> __device__ __forceinline__ void add_shares(const Call& call, const Unit& unit, const Tiles<D>& tiles, Shared& shared)
 {
-    const int lane = threadIdx.x % WARP;
     const int64 runs = (call.queries + QUERIES - 1) / QUERIES;
-    int* previous = nullptr;  // whose additions may be under way
     for (int step = 0;; ++step) {
         wait_turn(shared.share_full, step & 1);
         const Visit visit = shared.visits[step % NOTES];
-        if (visit.run < 0) break;
+        if (visit.run < 0) return;
         int* ticket = call.tickets + 1 + (unit.batch * call.heads + visit.head) * runs + visit.run;
-        if (lane == 0) wait_ticket(ticket, visit.rank);
-        __syncwarp();
-        const int64 query = (int64)visit.run * QUERIES;
-        float* to = call.dq + ((unit.batch * call.queries + query) * call.heads + visit.head) * D;
-        const int rows = (int)min((int64)QUERIES, call.queries - query);
-        for (int row = lane; row < rows; row += WARP) add_row_async(to + row * (int64)call.heads * D, tiles.share + row * Tiles<D>::SHARE_PITCH, D * 4);
+        wait_ticket(ticket, visit.rank);
+#pragma unroll
+        for (int column = 0; column < D; column += SHARE_PANEL)
+            add_box_async(call.dq, { column, visit.head, visit.run * QUERIES, (int)unit.batch }, tiles.share + column / SHARE_PANEL * QUERIES * PANEL_ROW);
         commit_additions();
         wait_additions_read();
-        arrive_warp(shared.share_empty);
-        wait_additions<1>();
-        __syncwarp();
-        if (lane == 0 && previous) give_ticket(previous);
-        previous = ticket;
+        arrive(shared.share_empty);
+        wait_additions();
+        give_ticket(ticket);
     }
-    wait_additions<0>();
-    __syncwarp();
-    if (lane == 0 && previous) give_ticket(previous);
 }
 
 // ---- Consumers ----
@@ -269,42 +272,56 @@ template <int D> struct Consumer {
     float factor, scale;
     Sums<D> dk, dv;
     Sums<QUERIES> p, ds;
+    unsigned left_p[QUERIES / SUMMANDS][4], left_ds[QUERIES / SUMMANDS][4];  // p and ds as operands
 
-    // p = k q^T, ds = v dO^T
-    __device__ __forceinline__ void start_scores(int stage)
+    // p = k q^T
+    __device__ __forceinline__ void start_scores(int step)
     {
-        const unsigned rows = number * KEYS * PANEL_ROW;
         begin_products();
-        correlate(tiles.k + rows, tiles.q + stage * Tiles<D>::QUERY_BYTES, p);
-        correlate(tiles.v + rows, tiles.d_out + stage * Tiles<D>::QUERY_BYTES, ds);
+        correlate(tiles.k + number * KEYS * PANEL_ROW, tiles.q + step % STAGES * Tiles<D>::QUERY_BYTES, p);
+        commit_products();
+    }
+
+    // ds = v dO^T
+    __device__ __forceinline__ void start_gradients(int step)
+    {
+        begin_products();
+        correlate(tiles.v + number * KEYS * PANEL_ROW, tiles.d_out + step % STAGES * Tiles<D>::QUERY_BYTES, ds);
         commit_products();
     }
 
     __device__ __forceinline__ void correlate(unsigned keys, unsigned queries, Sums<QUERIES>& sums)
     {
+        asm volatile("" : "+r"(keys));  // so that the operands of all steps are not kept in registers from one run to the next
 #pragma unroll
         for (int step = 0; step < D / SUMMANDS; ++step)
             product<ALONG, ALONG>(along(keys, step % 4, step / 4 * BLOCK_KEYS * PANEL_ROW), along(queries, step % 4, step / 4 * QUERIES * PANEL_ROW), step > 0, sums);
     }
 
-    __device__ __forceinline__ void mask(const QueryRows& rows)
+    // Scores to p.
+    __device__ __forceinline__ void exponentiate(const QueryRows& rows, bool masked)
     {
+        if (masked) {
 #pragma unroll
-        for (int i = 0; i < Sums<QUERIES>::COUNT; ++i)
-            if ((unsigned)(key + sums_row(i) - rows.first[sums_column(i)]) >= rows.count[sums_column(i)]) p.at[i] = -INFINITE;
+            for (int i = 0; i < Sums<QUERIES>::COUNT; ++i)
+                if ((unsigned)(key + sums_row(i) - rows.first[sums_column(i)]) >= rows.count[sums_column(i)]) p.at[i] = -INFINITE;
+        }
+#pragma unroll
+        for (int i = 0; i < Sums<QUERIES>::COUNT; i += 4) {
+            const float2 lse = pair_of(rows.lse, i);
+#pragma unroll
+            for (int j = i; j < i + 4; ++j) p.at[j] = exp2_of(fmaf(p.at[j], factor, j % 2 ? -lse.y : -lse.x));
+        }
     }
 
-    // Scores to p and dO . v to ds, 16 queries at a time, packed as left operands.
-    __device__ __forceinline__ void differentiate(const QueryRows& rows, unsigned (&left_p)[QUERIES / SUMMANDS][4], unsigned (&left_ds)[QUERIES / SUMMANDS][4])
+    // dO . v to ds, 16 queries at a time; p and ds are packed as left operands.
+    __device__ __forceinline__ void differentiate(const QueryRows& rows)
     {
 #pragma unroll
         for (int i = 0; i < Sums<QUERIES>::COUNT; i += 4) {
-            const float2 lse = pair_of(rows.lse, i), delta = pair_of(rows.delta, i);
+            const float2 delta = pair_of(rows.delta, i);
 #pragma unroll
-            for (int j = i; j < i + 4; ++j) {
-                p.at[j] = exp2_of(fmaf(p.at[j], factor, j % 2 ? -lse.y : -lse.x));
-                ds.at[j] = p.at[j] * (ds.at[j] - (j % 2 ? delta.y : delta.x));
-            }
+            for (int j = i; j < i + 4; ++j) ds.at[j] = p.at[j] * (ds.at[j] - (j % 2 ? delta.y : delta.x));
             if (i % 8 == 0) continue;
             pack_sums(p, i / 8, left_p[i / 8]);
             pack_sums(ds, i / 8, left_ds[i / 8]);
@@ -318,18 +335,20 @@ template <int D> struct Consumer {
         for (int step = 0; step < QUERIES / SUMMANDS; ++step) product<DOWN>(left[step], down(x, step, QUERIES * PANEL_ROW), 1, sums);
     }
 
-    __device__ __forceinline__ void store_ds(int buffer, const unsigned (&left)[QUERIES / SUMMANDS][4])
+    __device__ __forceinline__ void store_ds(int buffer)
     {
         const int lane = threadIdx.x % WARP, row = number * KEYS + threadIdx.x % WARPGROUP / WARP * 16 + lane % 16;
 #pragma unroll
-        for (int step = 0; step < QUERIES / SUMMANDS; ++step) store_matrices(tiles.ds + buffer * Tiles<D>::DS_BYTES + panel_offset(row, 2 * step + lane / 16), left[step]);
+        for (int step = 0; step < QUERIES / SUMMANDS; ++step) store_matrices(tiles.ds + buffer * Tiles<D>::DS_BYTES + panel_offset(row, 2 * step + lane / 16), left_ds[step]);
         publish_to_products();
     }
 
     // share = ds k over all keys of the block, for this consumer's half of the columns
     __device__ __forceinline__ void start_share(int step, Sums<D / CONSUMERS>& share)
     {
-        const int buffer = step % 2, column = number * D / CONSUMERS;
+        const int buffer = step % 2;
+        int column = number * D / CONSUMERS;
+        asm volatile("" : "+r"(column));
         wait_turn(shared.ds_full[buffer], step / 2 & 1);
         const unsigned k = tiles.k + column / PANEL * BLOCK_KEYS * PANEL_ROW + column % PANEL * 2, left = tiles.ds + buffer * Tiles<D>::DS_BYTES;
         begin_products();
@@ -343,67 +362,83 @@ template <int D> struct Consumer {
     {
         arrive_warp(shared.ds_empty[step % 2]);
         wait_turn(shared.share_empty, (step & 1) ^ 1);
+        const int column = sums_column(0);  // the others are 8 further each: two packs, and a panel after four of them
+        unsigned start = tiles.share + number * (D / CONSUMERS / SHARE_PANEL) * QUERIES * PANEL_ROW + panel_offset(sums_row(0), column / 4) + column % 4 * 4;
+        asm volatile("" : "+r"(start));
 #pragma unroll
         for (int i = 0; i < Sums<D / CONSUMERS>::COUNT; i += 2) {
-            const unsigned to = tiles.share + sums_row(i) * Tiles<D>::SHARE_PITCH + (number * D / CONSUMERS + sums_column(i)) * 4;
+            const unsigned to = (start ^ i / 4 % 4 << 5) + i / 16 * QUERIES * PANEL_ROW + i / 2 % 2 * 8 * PANEL_ROW;
             asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(to), "f"(scale * share.at[i]), "f"(scale * share.at[i + 1]) : "memory");
         }
         publish_to_products();
         arrive_warp(shared.share_full);
     }
 
-    // One run of queries; the share of dq of the step before goes out meanwhile.
-    __device__ __forceinline__ void visit(int step, bool masked)
+    // Whether there is such a step, once that is known.
+    __device__ __forceinline__ bool arrives(int step)
+    {
+        wait_turn(shared.stage_full[step % STAGES], step / STAGES & 1);
+        return shared.visits[step % NOTES].run >= 0;
+    }
+
+    // dv += p^T dO, dk += ds^T q
+    __device__ __forceinline__ void start_sums(int step)
     {
         const int stage = step % STAGES;
-        const QueryRows& rows = shared.rows[stage];
-        unsigned left_p[QUERIES / SUMMANDS][4], left_ds[QUERIES / SUMMANDS][4];
-        start_scores(stage);
-        wait_products<0>();
-        pin(p);
-        pin(ds);
-        if (masked) mask(rows);
-        differentiate(rows, left_p, left_ds);
-        wait_turn(shared.ds_empty[step % 2], (step / 2 & 1) ^ 1);
-        store_ds(step % 2, left_ds);
-        arrive_warp(shared.ds_full[step % 2]);
         begin_products();
         multiply(left_p, tiles.d_out + stage * Tiles<D>::QUERY_BYTES, dv);
         multiply(left_ds, tiles.q + stage * Tiles<D>::QUERY_BYTES, dk);
         commit_products();
-        if (step > 0) {
+    }
+
+    __device__ __forceinline__ void finish_ds(int step)
+    {
+        start_gradients(step);
+        wait_products<0>();
+        pin(ds);
+        differentiate(shared.rows[step % STAGES]);
+        wait_turn(shared.ds_empty[step % 2], (step / 2 & 1) ^ 1);
+        store_ds(step % 2);
+        arrive_warp(shared.ds_full[step % 2]);
+    }
+
+    // Returns the number of steps. Each turn ends one step while it starts the next: the tensor cores always have something to do.
+    __device__ __forceinline__ int run()
+    {
+        if (!arrives(0)) {
+            arrive_warp(shared.share_full);
+            return 0;
+        }
+        start_scores(0);
+        wait_products<0>();
+        pin(p);
+        exponentiate(shared.rows[0], shared.visits[0].masked);
+        finish_ds(0);
+        int step = 1;
+#pragma unroll 1
+        for (; arrives(step); ++step) {
+            start_sums(step - 1);
+            wait_products<0>();
+            start_scores(step);
+            arrive_warp(shared.stage_empty[(step - 1) % STAGES]);
             Sums<D / CONSUMERS> share;
             start_share(step - 1, share);
             wait_products<1>();
-            arrive_warp(shared.stage_empty[stage]);
+            pin(p);
+            exponentiate(shared.rows[step % STAGES], shared.visits[step % NOTES].masked);
             wait_products<0>();
             pin(share);
             store_share(step - 1, share);
-        } else {
-            wait_products<0>();
-            arrive_warp(shared.stage_empty[stage]);
+            finish_ds(step);
         }
+        start_sums(step - 1);
+        Sums<D / CONSUMERS> share;
+        start_share(step - 1, share);
+        wait_products<0>();
         pin(dk);
         pin(dv);
-    }
-
-    // Returns the number of steps.
-    __device__ __forceinline__ int run()
-    {
-        int step = 0;
-        for (;; ++step) {
-            wait_turn(shared.stage_full[step % STAGES], step / STAGES & 1);
-            const Visit& next = shared.visits[step % NOTES];
-            if (next.run < 0) break;
-            visit(step, next.masked);
-        }
-        if (step > 0) {
-            Sums<D / CONSUMERS> share;
-            start_share(step - 1, share);
-            wait_products<0>();
-            pin(share);
-            store_share(step - 1, share);
-        }
+        pin(share);
+        store_share(step - 1, share);
         wait_turn(shared.share_empty, (step & 1) ^ 1);
         arrive_warp(shared.share_full);  // no more
         return step;
@@ -454,20 +489,21 @@ template <int D> __device__ __forceinline__ void differentiate_block(const Call&
     if (threadIdx.x < WARPGROUP) {
         give_registers<PRODUCER_REGISTERS>();
         if (threadIdx.x < STAGES * WARP) produce<D>(call, unit, tiles, shared);
-        else if (threadIdx.x < (STAGES + 1) * WARP) add_shares<D>(call, unit, tiles, shared);
+        else if (threadIdx.x == STAGES * WARP) add_shares<D>(call, unit, tiles, shared);
     } else {
         take_registers<CONSUMER_REGISTERS>();
         consume<D>(call, unit, tiles, shared);
     }
 }
 
-// Launch: 384 threads, one block per (128 keys, b, key head), 35840 + 1280 D bytes of dynamic shared memory.
+// Launch: 384 threads, one block per (128 keys, b, key head), 33792 + 1280 D bytes of dynamic shared memory.
 #define SOFTMAX_ATTENTION_BACKWARD(name, D)                                                                                                                                          \
     KERNEL __launch_bounds__(THREADS, 1) name(                                                                                                                                      \
-        const bf16* q, const bf16* k, const bf16* v, const bf16* d_out, const float* lse, const float* delta, const int64* ranges, const SpanOfQueries* spans, int* tickets,         \
-        int64 first_key, int64 queries, int keys, int heads, int key_heads, int64 batches, float scale, float* dq, float* dk, float* dv)                                             \
+        const __grid_constant__ TensorMap q, const bf16* k, const bf16* v, const __grid_constant__ TensorMap d_out, const float* lse, const float* delta, const int64* ranges,         \
+        const SpanOfQueries* spans, int* tickets, int64 first_key, int64 queries, int keys, int heads, int key_heads, int64 batches, float scale,                                    \
+        const __grid_constant__ TensorMap dq, float* dk, float* dv)                                                                                                                  \
     {                                                                                                                                                                                \
-        differentiate_block<D>({ q, k, v, d_out, lse, delta, ranges, spans, tickets, first_key, queries, keys, heads, key_heads, batches, scale, dq, dk, dv });                      \
+        differentiate_block<D>({ &q, &d_out, &dq, k, v, lse, delta, ranges, spans, tickets, first_key, queries, keys, heads, key_heads, batches, scale, dk, dv });                   \
     }
 
 SOFTMAX_ATTENTION_BACKWARD(softmax_attention_bwd_64, 64)

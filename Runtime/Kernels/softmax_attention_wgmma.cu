@@ -2,7 +2,7 @@
 //     o_i = sum_j softmax_j(scale q_i . k_j) v_j,   lse_i = log sum_j exp(scale q_i . k_j)     over the keys j that query i sees (softmax_visibility.cuh), scale > 0
 // A query that sees none has o = 0 and lse = -infinity.
 // q [B, C, H, D], k, v [B, M, Hk, D], 16-byte aligned; o [B, C, H, D] bf16 or, in the kernels named f32, fp32; lse [B, C, H] fp32.
-// A block makes 128 queries of one head. Warpgroup 0 copies tiles of 128 keys and values into two stages, one warp per stage and operand; warpgroups 1 and 2 hold 64 queries each: scores, weights and
+// A block makes 128 queries of one head. Two threads of warpgroup 0 order copies of tiles of 128 keys and of values into two stages; warpgroups 1 and 2 hold 64 queries each: scores, weights and
 // the output stay in their registers. While the tensor cores form the scores of the next tile and add the values of this one, the other warpgroup turns scores into weights.
 // fp32 sums and running maxima, keys in ascending order: deterministic. The weights are rounded to bf16 for their product with v.
 #include "softmax_visibility.cuh"
@@ -17,16 +17,15 @@ constexpr int BLOCK_QUERIES = CONSUMERS * QUERIES;
 constexpr int KEYS = 128;                 // of one tile
 constexpr int STAGES = 2;
 constexpr int THREADS = (1 + CONSUMERS) * WARPGROUP;
-constexpr int PRODUCER_REGISTERS = 40, CONSUMER_REGISTERS = 232;
+constexpr int PRODUCER_REGISTERS = 24, CONSUMER_REGISTERS = 240;
 constexpr int64 L2_SHARE = 24 << 20;      // bytes of keys and values that blocks running at the same time should read
 constexpr int TURN = 1;                   // named barriers: the turn of consumer 0, of consumer 1
-constexpr int ALONE = 3;                  // the threads of consumer 0, of consumer 1
 constexpr float LOG2_E = 1.4426950408889634f;
 
 // ---- What a block works on ----
 
 struct Call {
-    const bf16 *q, *k, *v;
+    const TensorMap *q, *k, *v;  // boxes of 64 queries, of 128 keys
     const int64* ranges;
     int64 first_key, queries;
     int keys, heads, key_heads;
@@ -61,10 +60,11 @@ template <int D> struct Tiles {
 };
 
 struct Stages {
-    Barrier k_full[STAGES], k_empty[STAGES], v_full[STAGES], v_empty[STAGES];
+    Barrier q_full, k_full[STAGES], k_empty[STAGES], v_full[STAGES], v_empty[STAGES];
 
     __device__ __forceinline__ void init()
     {
+        init_barrier(q_full, 1);
         for (int s = 0; s < STAGES; ++s) {
             init_barrier(k_full[s], 1);
             init_barrier(v_full[s], 1);
@@ -74,22 +74,32 @@ struct Stages {
     }
 };
 
-// ---- Producer: warp w fills stage w / 2, with keys if w is even, with values if it is odd ----
+// ---- Producers: one thread for queries and keys, one for values ----
 
-template <int D> __device__ __forceinline__ void produce(const Call& call, const Unit& unit, const Tiles<D>& tiles, Stages& stages, int first, int count)
+template <int D> __device__ __forceinline__ void copy_rows(unsigned to, const TensorMap* from, Box box, int rows, Barrier& full)
 {
-    const int warp = threadIdx.x / WARP, stage = warp / 2;
-    const bool values = warp % 2;
-    const int64 stride = (int64)call.key_heads * D;
-    const bf16* x = (values ? call.v : call.k) + (unit.batch * call.keys * call.key_heads + unit.key_head) * D;
-    const unsigned to = (values ? tiles.v : tiles.k) + stage * Tiles<D>::KEY_BYTES;
-    Barrier &full = values ? stages.v_full[stage] : stages.k_full[stage], &empty = values ? stages.v_empty[stage] : stages.k_empty[stage];
-    for (int tile = stage; tile < count; tile += STAGES) {
-        const int key = first + tile * KEYS;
-        wait_turn(empty, (tile / STAGES & 1) ^ 1);
-        copy_panels<KEYS, D / PANEL, WARP>(to, x + key * stride, stride, call.keys - key, threadIdx.x % WARP);
-        publish_copies();
-        arrive_warp(full);
+    for (; box.column < D; box.column += PANEL, to += rows * PANEL_ROW) copy_box_async(to, from, box, full);
+}
+
+template <int D> __device__ __forceinline__ void produce_queries(const Call& call, const Unit& unit, const Tiles<D>& tiles, Stages& stages)
+{
+    expect_bytes(stages.q_full, CONSUMERS * Tiles<D>::QUERY_BYTES);
+#pragma unroll 1
+    for (int n = 0; n < CONSUMERS; ++n)
+        copy_rows<D>(tiles.q + n * Tiles<D>::QUERY_BYTES, call.q, { 0, unit.head, (int)unit.token + n * QUERIES, (int)unit.batch }, QUERIES, stages.q_full);
+    arrive(stages.q_full);
+}
+
+template <int D> __device__ __forceinline__ void produce_keys(
+    const TensorMap* from, const Unit& unit, int first, int count, unsigned tiles, Barrier (&full)[STAGES], Barrier (&empty)[STAGES])
+{
+#pragma unroll 1
+    for (int tile = 0; tile < count; ++tile) {
+        const int stage = tile % STAGES;
+        wait_turn(empty[stage], (tile / STAGES & 1) ^ 1);
+        expect_bytes(full[stage], Tiles<D>::KEY_BYTES);
+        copy_rows<D>(tiles + stage * Tiles<D>::KEY_BYTES, from, { 0, unit.key_head, first + tile * KEYS, (int)unit.batch }, KEYS, full[stage]);
+        arrive(full[stage]);
     }
 }
 
@@ -261,12 +271,6 @@ template <int D, typename Output> __device__ __forceinline__ void consume(
 {
     const int number = threadIdx.x / WARPGROUP - 1, first_row = number * QUERIES;
     const int64 row_of_token = (unit.batch * call.queries + unit.token) * call.heads + unit.head;
-    copy_panels<QUERIES, D / PANEL, WARPGROUP>(
-        tiles.q + number * Tiles<D>::QUERY_BYTES, call.q + (row_of_token + (unit.rows > first_row ? first_row : 0) * (int64)call.heads) * D, (int64)call.heads * D, unit.rows - first_row,
-        threadIdx.x % WARPGROUP);
-    publish_copies();
-    sync_threads(ALONE + number, WARPGROUP);
-
     Consumer<D> consumer = { tiles, stages };
     consumer.number = number;
     consumer.softmax = { { -INFINITE, -INFINITE }, { 0.0f, 0.0f } };
@@ -282,6 +286,7 @@ template <int D, typename Output> __device__ __forceinline__ void consume(
     consumer.seen_by_all = reduce_spans(seen).all;
 #pragma unroll
     for (int i = 0; i < Sums<D>::COUNT; ++i) consumer.out.at[i] = 0.0f;
+    wait_turn(stages.q_full, 0);
     if (count > 0) consumer.run(first, count, call.scale * LOG2_E);
 
 #pragma unroll
@@ -316,7 +321,12 @@ template <int D, typename Output> __device__ __forceinline__ void attend(const C
 
     if (threadIdx.x < WARPGROUP) {
         give_registers<PRODUCER_REGISTERS>();
-        produce<D>(call, unit, tiles, stages, any.first, count);
+        if (threadIdx.x == 0) {
+            produce_queries<D>(call, unit, tiles, stages);
+            produce_keys<D>(call.k, unit, any.first, count, tiles.k, stages.k_full, stages.k_empty);
+        } else if (threadIdx.x == WARP) {
+            produce_keys<D>(call.v, unit, any.first, count, tiles.v, stages.v_full, stages.v_empty);
+        }
     } else {
         take_registers<CONSUMER_REGISTERS>();
         consume<D>(call, unit, tiles, stages, any.first, count, o, log_sum_exp);
@@ -326,10 +336,10 @@ template <int D, typename Output> __device__ __forceinline__ void attend(const C
 // Launch: 384 threads, one block per (128 queries, b, h), 1024 + 1280 D bytes of dynamic shared memory.
 #define SOFTMAX_ATTENTION(name, D, Output)                                                                                                                                        \
     KERNEL __launch_bounds__(THREADS, 1) name(                                                                                                                                      \
-        const bf16* q, const bf16* k, const bf16* v, const int64* ranges, int64 first_key, int64 queries, int keys, int heads, int key_heads, int64 batches, float scale, Output* o, \
-        float* log_sum_exp)                                                                                                                                                          \
+        const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k, const __grid_constant__ TensorMap v, const int64* ranges, int64 first_key, int64 queries, int keys,  \
+        int heads, int key_heads, int64 batches, float scale, Output* o, float* log_sum_exp)                                                                                         \
     {                                                                                                                                                                                \
-        attend<D>({ q, k, v, ranges, first_key, queries, keys, heads, key_heads, batches, scale }, o, log_sum_exp);                                                                  \
+        attend<D>({ &q, &k, &v, ranges, first_key, queries, keys, heads, key_heads, batches, scale }, o, log_sum_exp);                                                                  \
     }
 
 SOFTMAX_ATTENTION(softmax_attention_fwd_64, 64, bf16)

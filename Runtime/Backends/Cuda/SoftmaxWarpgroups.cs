@@ -13,10 +13,10 @@ internal sealed partial class CudaBackend
     private const uint WarpgroupThreads = 384;
 
     /// <summary>BLOCK_QUERIES of the forward file and BLOCK_KEYS of the backward one.</summary>
-    private const long WarpgroupRows = 128;
+    private const int WarpgroupRows = 128;
 
-    /// <summary>Queries of one step of the backward kernels: QUERIES.</summary>
-    private const long QueryRun = 64;
+    /// <summary>Queries of one warpgroup forward, and of one step backward: QUERIES.</summary>
+    private const int QueryRun = 64;
 
     /// <summary>sizeof(SpanOfQueries) of softmax_visibility.cuh.</summary>
     private const long SpanBytes = 16;
@@ -29,7 +29,7 @@ internal sealed partial class CudaBackend
         return fits;
     }
 
-    private void AttendOnWarpgroups(in SoftmaxBlock block, Tensor q, Tensor k, Tensor v, Tensor ranges, long firstKey, double scale, Tensor o, Tensor logSumExp)
+    private unsafe void AttendOnWarpgroups(in SoftmaxBlock block, Tensor q, Tensor k, Tensor v, Tensor ranges, long firstKey, double scale, Tensor o, Tensor logSumExp)
     {
         string kernel = (block.KeyWidth, o.DType == DType.F32) switch
         {
@@ -39,12 +39,14 @@ internal sealed partial class CudaBackend
             (_, true) => "softmax_attention_fwd_128_f32",
         };
         long blocks = CeilDivide(block.Queries, WarpgroupRows) * block.Batches * block.Heads;
+        (TensorMap queries, TensorMap keys, TensorMap values) = (TensorMap.Of(q, QueryRun), TensorMap.Of(k, WarpgroupRows), TensorMap.Of(v, WarpgroupRows));
         Launch(
             SoftmaxWarpgroupsFile, kernel, q.DType, Blocks(blocks, WarpgroupThreads, 1024 + (1280 * block.KeyWidth)),
-            q.Pointer, k.Pointer, v.Pointer, ranges.Pointer, firstKey, block.Queries, block.Keys, block.Heads, block.KeyHeads, block.Batches, (float)scale, o.Pointer, logSumExp.Pointer);
+            KernelArg.At(&queries), KernelArg.At(&keys), KernelArg.At(&values), ranges.Pointer, firstKey, block.Queries, block.Keys, block.Heads, block.KeyHeads, block.Batches,
+            (float)scale, o.Pointer, logSumExp.Pointer);
     }
 
-    private void AttendBackwardOnWarpgroups(
+    private unsafe void AttendBackwardOnWarpgroups(
         in SoftmaxBlock block, Tensor q, Tensor k, Tensor v, Tensor dO, Tensor logSumExp, Tensor delta, Tensor ranges, long firstKey, double scale, Tensor dq, Tensor dk, Tensor dv)
     {
         long runs = CeilDivide(block.Queries, QueryRun), tickets = 1 + (block.Batches * block.Heads * runs);
@@ -53,10 +55,11 @@ internal sealed partial class CudaBackend
         _device.Stream.FillAsync(0, firstTicket, tickets * sizeof(int));
         Launch(SoftmaxWarpgroupsBackwardFile, "softmax_query_spans", q.DType, PerWarp(runs), ranges.Pointer, firstKey, block.Queries, block.Keys, spans);
         long blocks = CeilDivide(block.Keys, WarpgroupRows) * block.Batches * block.KeyHeads;
+        (TensorMap queries, TensorMap gradients, TensorMap shares) = (TensorMap.Of(q, QueryRun), TensorMap.Of(dO, QueryRun), TensorMap.Of(dq, QueryRun));
         Launch(
             SoftmaxWarpgroupsBackwardFile, block.KeyWidth == 64 ? "softmax_attention_bwd_64" : "softmax_attention_bwd_128", q.DType,
-            Blocks(blocks, WarpgroupThreads, 35840 + (1280 * block.KeyWidth)),
-            q.Pointer, k.Pointer, v.Pointer, dO.Pointer, logSumExp.Pointer, delta.Pointer, ranges.Pointer, spans, firstTicket, firstKey, block.Queries, block.Keys,
-            block.Heads, block.KeyHeads, block.Batches, (float)scale, dq.Pointer, dk.Pointer, dv.Pointer);
+            Blocks(blocks, WarpgroupThreads, 33792 + (1280 * block.KeyWidth)),
+            KernelArg.At(&queries), k.Pointer, v.Pointer, KernelArg.At(&gradients), logSumExp.Pointer, delta.Pointer, ranges.Pointer, spans, firstTicket, firstKey, block.Queries, block.Keys,
+            block.Heads, block.KeyHeads, block.Batches, (float)scale, KernelArg.At(&shares), dk.Pointer, dv.Pointer);
     }
 }
