@@ -1,46 +1,89 @@
 // Per row of logits [R, V]: losses[r] = logsumexp(logits[r]) - logits[r, label], and in place
 //     logits[r, :] = gradient_scale * (softmax(logits[r]) - onehot(label)).
 // A negative label gives loss 0 and gradient 0; a label beyond V gives a loss of NaN, for there is no such class.
-// Launch: one block of 512 threads per row; one pass for the running maximum and sum, a second one for the gradient. fp32, deterministic.
+// Launch: one block per row, of 1024 threads where the row has work for them, with shared memory for its first `kept` columns (a multiple of 8). The second pass, for
+// the gradient, finds those there and the others in the cache, as few rows are under way at once: a row crosses memory once in each direction. fp32, deterministic.
 #include "common.cuh"
 
-KERNEL __launch_bounds__(512) cross_entropy_in_place(element* logits, const int* labels, int64 columns, float gradient_scale, float* losses)
+constexpr int THREADS = 1024;
+constexpr int UNROLL = 4;  // packs that a thread reads before it uses the first
+constexpr float LOG2_E = 1.44269504f;
+
+__device__ __forceinline__ float exp2_approximate(float x)
 {
-    __shared__ float scratch[WARP];
-    const int64 row = blockIdx.x;
-    const int64 label = labels[row];
-    element* x = logits + row * columns;
-    const bool packs = packs_fit(columns, (const element*)logits);
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+extern __shared__ uint4 kept_row[];  // the first columns of the row, as they are stored
+
+// body(column, stored columns) for this thread's share of the row, N columns at a time; those before `kept` come from shared memory when they are there.
+template <int N, typename Body> __device__ __forceinline__ void for_each_pack(const element* x, int64 columns, int64 kept, Body body)
+{
+    const int64 step = (int64)blockDim.x * N;
+    const element* near = (const element*)kept_row;
+    for (int64 first = threadIdx.x * N; first < columns; first += step * UNROLL) {
+        Stored<element, N> in[UNROLL];
+#pragma unroll
+        for (int k = 0; k < UNROLL; ++k) {
+            const int64 c = first + k * step;
+            if (c < columns) in[k] = fetch(c < kept ? near + c : x + c, Lanes<N>());
+        }
+#pragma unroll
+        for (int k = 0; k < UNROLL; ++k)
+            if (first + k * step < columns) body(first + k * step, in[k]);
+    }
+}
+
+template <int N> __device__ __forceinline__ void cross_entropy(element* x, int64 label, int64 columns, int64 kept, float gradient_scale, float* scratch, float* loss)
+{
     if (label < 0) {
-        for_each_column(columns, threadIdx.x, blockDim.x, packs, [&](int64 c, auto lanes) { store(Pack<lanes.count>{}, x + c); });
-        if (threadIdx.x == 0) losses[row] = 0.0f;
+        for (int64 c = threadIdx.x * N; c < columns; c += (int64)blockDim.x * N) store(Pack<N>{}, x + c);
+        if (threadIdx.x == 0) *loss = 0.0f;
         return;
     }
 
     float maximum = -INFINITE, sum = 0.0f;  // sum of exp(x - maximum) over this thread's columns
-    for_each_column(columns, threadIdx.x, blockDim.x, packs, [&](int64 c, auto lanes) {
-        const auto p = load(x + c, lanes);
+    for_each_pack<N>(x, columns, 0, [&](int64 c, const Stored<element, N>& stored) {
+        if (c < kept) put(stored, (element*)kept_row + c);
+        const Pack<N> p = unpack(stored);
         float larger = maximum;
 #pragma unroll
-        for (int j = 0; j < lanes.count; ++j) larger = fmaxf(larger, p.at[j]);
+        for (int j = 0; j < N; ++j) larger = fmaxf(larger, p.at[j]);
         if (larger > maximum) {
-            sum *= expf(maximum - larger);
+            sum *= __expf(maximum - larger);
             maximum = larger;
         }
+        const float offset = -maximum * LOG2_E;
 #pragma unroll
-        for (int j = 0; j < lanes.count; ++j) sum += expf(p.at[j] - maximum);
+        for (int j = 0; j < N; ++j) sum += exp2_approximate(fmaf(p.at[j], LOG2_E, offset));
     });
     const float target = label < columns ? to_float(x[label]) : __int_as_float(0x7FC00000);
     const float row_maximum = block_reduce(maximum, -INFINITE, scratch, Maximum());
-    const float own = sum == 0.0f ? 0.0f : sum * expf(maximum - row_maximum);
+    const float own = sum == 0.0f ? 0.0f : sum * __expf(maximum - row_maximum);
     const float row_sum = block_reduce(own, 0.0f, scratch, Sum());
-    if (threadIdx.x == 0) losses[row] = logf(row_sum) + row_maximum - target;
+    if (threadIdx.x == 0) *loss = logf(row_sum) + row_maximum - target;
 
-    const float factor = gradient_scale / row_sum;
-    for_each_column(columns, threadIdx.x, blockDim.x, packs, [&](int64 c, auto lanes) {
-        auto p = load(x + c, lanes);
+    const float factor = gradient_scale / row_sum, offset = -row_maximum * LOG2_E;
+    for_each_pack<N>(x, columns, kept, [&](int64 c, const Stored<element, N>& stored) {
+        Pack<N> p = unpack(stored);
 #pragma unroll
-        for (int j = 0; j < lanes.count; ++j) p.at[j] = factor * expf(p.at[j] - row_maximum) - (c + j == label ? gradient_scale : 0.0f);
+        for (int j = 0; j < N; ++j) p.at[j] = factor * exp2_approximate(fmaf(p.at[j], LOG2_E, offset));
+        if (c <= label && label < c + N) {
+#pragma unroll
+            for (int j = 0; j < N; ++j)
+                if (c + j == label) p.at[j] -= gradient_scale;
+        }
         store(p, x + c);
     });
+}
+
+KERNEL __launch_bounds__(THREADS, 1) cross_entropy_in_place(element* logits, const int* labels, int64 columns, int64 kept, float gradient_scale, float* losses)
+{
+    __shared__ float scratch[WARP];
+    element* x = logits + blockIdx.x * columns;
+    const int64 label = labels[blockIdx.x];
+    if (packs_fit(columns, (const element*)logits)) cross_entropy<PACK>(x, label, columns, kept, gradient_scale, scratch, losses + blockIdx.x);
+    else cross_entropy<1>(x, label, columns, kept, gradient_scale, scratch, losses + blockIdx.x);
 }

@@ -13,6 +13,7 @@
 
 constexpr int BLOCK_ROWS = 4;
 constexpr int HEAD_ROWS = 2;
+constexpr int HEAD_ROWS_BWD = 1;
 #if LASP_ELEMENT_BF16
 constexpr int MAX_THREADS = 512;
 #else
@@ -60,8 +61,8 @@ struct BlockRows {
 };
 
 // Sums of rows that are each shared by `lanes` neighbours of a warp.
-struct LaneRows {
-    static constexpr int rows = HEAD_ROWS;
+template <int ROWS> struct LaneRows {
+    static constexpr int rows = ROWS;
     int lanes;
 
     __device__ __forceinline__ void sum(float (&x)[rows])
@@ -182,7 +183,7 @@ KERNEL __launch_bounds__(MAX_THREADS) rms_norm_fwd(
 KERNEL __launch_bounds__(256) gated_head_norm_fwd(
     const element* x, const element* weight, const element* gate, int64 rows, int64 columns, int lanes, int64 slab, float eps, element* y, float* inverse_rms)
 {
-    norm_fwd<true>(x, gate, weight, rows, columns, lanes, slab, eps, LaneRows{ lanes }, nullptr, y, inverse_rms);
+    norm_fwd<true>(x, gate, weight, rows, columns, lanes, slab, eps, LaneRows<HEAD_ROWS>{ lanes }, nullptr, y, inverse_rms);
 }
 
 // ---- Backward ----
@@ -194,6 +195,7 @@ __device__ __forceinline__ void norm_bwd_tile(
     element* dx, element* dgate)
 {
     Stored<element> in[Sums::rows], d_out[Sums::rows], third[Sums::rows];
+    Pack<PACK> sigmoids[Sums::rows];
     float r[Sums::rows], dot[Sums::rows];  // dot: sum of weight * u * x
     fetch_rows(x, share, in);
     fetch_rows(dy, share, d_out);
@@ -206,7 +208,11 @@ __device__ __forceinline__ void norm_bwd_tile(
         dot[k] = 0.0f;
 #pragma unroll
         for (int j = 0; j < PACK; ++j) {
-            const float u = GATED && other ? d.at[j] * silu(g.at[j]) : d.at[j];
+            float u = d.at[j];
+            if (GATED && other) {
+                sigmoids[k].at[j] = sigmoid(g.at[j]);
+                u *= g.at[j] * sigmoids[k].at[j];
+            }
             dot[k] = fmaf(u * w.at[j], p.at[j], dot[k]);
         }
     }
@@ -223,7 +229,7 @@ __device__ __forceinline__ void norm_bwd_tile(
             const float n = p.at[j] * r[k];
             float u = d.at[j];
             if (GATED && other) {
-                const float s = sigmoid(g.at[j]), act = g.at[j] * s;
+                const float s = sigmoids[k].at[j], act = g.at[j] * s;
                 g.at[j] = d.at[j] * n * w.at[j] * (s + act * (1.0f - s));
                 u *= act;
             }
@@ -260,13 +266,13 @@ KERNEL __launch_bounds__(MAX_THREADS) rms_norm_bwd(
     if (partials && share.rows > 0) store(d_weight, partials + blockIdx.x * columns + share.column);
 }
 
-KERNEL __launch_bounds__(256) gated_head_norm_bwd(
+KERNEL __launch_bounds__(256, 4) gated_head_norm_bwd(
     const element* x, const element* weight, const element* gate, const float* inverse_rms, const element* dy, int64 rows, int64 columns, int lanes, int64 slab, element* dx,
     element* dgate, float* partials)
 {
     __shared__ float shares[256 * PACK];
     const RowShare share = row_share(rows, columns, lanes, slab);
-    const Pack<PACK> d_weight = norm_bwd<true>(x, weight, gate, inverse_rms, dy, columns, slab, share, LaneRows{ lanes }, dx, dgate);
+    const Pack<PACK> d_weight = norm_bwd<true>(x, weight, gate, inverse_rms, dy, columns, slab, share, LaneRows<HEAD_ROWS_BWD>{ lanes }, dx, dgate);
     if (!partials) return;
 #pragma unroll
     for (int j = 0; j < PACK; ++j) shares[threadIdx.x * PACK + j] = d_weight.at[j];

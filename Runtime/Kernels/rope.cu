@@ -7,7 +7,6 @@
 
 constexpr int TOKENS = 8;
 constexpr int PAIRS = 128;
-constexpr int ITEMS = 2;  // pairs of packs that a thread reads before it uses the first
 
 struct AngleTable {
     double half_turns[PAIRS];  // per position
@@ -40,39 +39,27 @@ enum class Op { ROPE, SILU_ROPE, SILU_ROPE_BWD };
 
 template <int N, Op OP> __device__ __forceinline__ void rotate_tile(const element* x, const element* dy, const RopeShape& s, const AngleTable& table, int tokens, int pairs, element* y)
 {
+    constexpr bool BACKWARD = OP == Op::SILU_ROPE_BWD;
     const int64 half = s.width / 2;
     const int64 start = ((blockIdx.z * s.tokens + blockIdx.x * (int64)TOKENS) * s.heads) * s.width + blockIdx.y * PAIRS;
     const unsigned packs = pairs / N, heads = (unsigned)s.heads, items = tokens * heads * packs;
-    for (unsigned base = threadIdx.x; base < items; base += blockDim.x * ITEMS) {
-        Stored<element, N> left[ITEMS], right[ITEMS], d_left[ITEMS], d_right[ITEMS];
+    for (unsigned item = threadIdx.x; item < items; item += blockDim.x) {
+        const unsigned row = item / packs, pair = item % packs * N;
+        const int64 i = start + row * s.width + pair;
+        const float2* turn = table.turn[row / heads] + pair;
+        Pack<N> a = load(x + i, Lanes<N>()), b = load(x + i + half, Lanes<N>());
+        Pack<N> from_a = a, from_b = b;
+        if (BACKWARD) from_a = load(dy + i, Lanes<N>()), from_b = load(dy + i + half, Lanes<N>());
 #pragma unroll
-        for (int k = 0; k < ITEMS; ++k) {
-            const unsigned item = base + k * blockDim.x;
-            if (item >= items) continue;
-            const int64 i = start + item / packs * s.width + item % packs * N;
-            left[k] = fetch(x + i, Lanes<N>()), right[k] = fetch(x + i + half, Lanes<N>());
-            if (OP == Op::SILU_ROPE_BWD) d_left[k] = fetch(dy + i, Lanes<N>()), d_right[k] = fetch(dy + i + half, Lanes<N>());
+        for (int j = 0; j < N; ++j) {
+            const float2 t = turn[j];
+            const float p = OP == Op::SILU_ROPE ? silu(a.at[j]) : from_a.at[j], q = OP == Op::SILU_ROPE ? silu(b.at[j]) : from_b.at[j];
+            const float slope_a = BACKWARD ? silu_derivative(a.at[j]) : 1.0f, slope_b = BACKWARD ? silu_derivative(b.at[j]) : 1.0f;
+            a.at[j] = slope_a * (p * t.x - q * t.y);
+            b.at[j] = slope_b * (q * t.x + p * t.y);
         }
-#pragma unroll
-        for (int k = 0; k < ITEMS; ++k) {
-            const unsigned item = base + k * blockDim.x;
-            if (item >= items) continue;
-            const int64 i = start + item / packs * s.width + item % packs * N;
-            const float2* turn = table.turn[item / packs / heads] + item % packs * N;
-            Pack<N> a = unpack(left[k]), b = unpack(right[k]);
-            Pack<N> from_a = a, from_b = b;
-            if (OP == Op::SILU_ROPE_BWD) from_a = unpack(d_left[k]), from_b = unpack(d_right[k]);
-#pragma unroll
-            for (int j = 0; j < N; ++j) {
-                const float2 t = turn[j];
-                const float p = OP == Op::SILU_ROPE ? silu(a.at[j]) : from_a.at[j], q = OP == Op::SILU_ROPE ? silu(b.at[j]) : from_b.at[j];
-                const float slope_a = OP == Op::SILU_ROPE_BWD ? silu_derivative(a.at[j]) : 1.0f, slope_b = OP == Op::SILU_ROPE_BWD ? silu_derivative(b.at[j]) : 1.0f;
-                a.at[j] = slope_a * (p * t.x - q * t.y);
-                b.at[j] = slope_b * (q * t.x + p * t.y);
-            }
-            store(a, y + i);
-            store(b, y + i + half);
-        }
+        store(a, y + i);
+        store(b, y + i + half);
     }
 }
 
@@ -86,17 +73,17 @@ template <Op OP> __device__ __forceinline__ void rotate(const element* x, const 
     else rotate_tile<1, OP>(x, dy, s, table, tokens, pairs, y);
 }
 
-KERNEL __launch_bounds__(256) rope(const element* x, int64 tokens, int64 heads, int64 width, int64 first_position, double log2_theta, int inverse, element* y)
+KERNEL __launch_bounds__(256, 6) rope(const element* x, int64 tokens, int64 heads, int64 width, int64 first_position, double log2_theta, int inverse, element* y)
 {
     rotate<Op::ROPE>(x, nullptr, { tokens, heads, width, first_position, log2_theta, inverse != 0 }, y);
 }
 
-KERNEL __launch_bounds__(256) silu_rope_fwd(const element* x, int64 tokens, int64 heads, int64 width, int64 first_position, double log2_theta, element* y)
+KERNEL __launch_bounds__(256, 6) silu_rope_fwd(const element* x, int64 tokens, int64 heads, int64 width, int64 first_position, double log2_theta, element* y)
 {
     rotate<Op::SILU_ROPE>(x, nullptr, { tokens, heads, width, first_position, log2_theta, false }, y);
 }
 
-KERNEL __launch_bounds__(256) silu_rope_bwd(
+KERNEL __launch_bounds__(256, 5) silu_rope_bwd(
     const element* x, const element* dy, int64 tokens, int64 heads, int64 width, int64 first_position, double log2_theta, element* dx)
 {
     rotate<Op::SILU_ROPE_BWD>(x, dy, { tokens, heads, width, first_position, log2_theta, true }, dx);

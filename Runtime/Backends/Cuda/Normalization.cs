@@ -11,9 +11,10 @@ internal sealed partial class CudaBackend
     private const string NormalizationFile = "normalization";
     private const string AnyNormalizationFile = "normalization_any";
 
-    /// <summary>Rows that a thread holds at once: BLOCK_ROWS and HEAD_ROWS of normalization.cu.</summary>
+    /// <summary>Rows that a thread holds at once: BLOCK_ROWS, HEAD_ROWS and HEAD_ROWS_BWD of normalization.cu.</summary>
     private const long NormRows = 4;
     private const long HeadRows = 2;
+    private const long HeadRowsBackward = 1;
 
     /// <summary>The widest row that threads of one warp hold.</summary>
     private const long WidestHeadRow = WarpThreads * Pack;
@@ -22,7 +23,8 @@ internal sealed partial class CudaBackend
     private static long WidestNormRow(DType element) => element == DType.BF16 ? 4096 : 2048;
 
     /// <summary>Blocks that share out the rows of a backward pass, each with its part of the weight's gradient. A constant, so that GPUs of any size give the same bits.</summary>
-    private const long NormBlocks = 1056;
+    private const long NormBlocks = 528;
+    private const long HeadBlocks = 1056;
 
     /// <summary>The plain loops: blocks of rows whose shares of the weight's gradient are summed first, and the fewest rows worth a block.</summary>
     private const long NormSlabs = 256;
@@ -60,7 +62,7 @@ internal sealed partial class CudaBackend
             NormAnyBackward(norm, inverseRms, dy, dh, dx, null, dWeight);
             return;
         }
-        (long slab, long blocks, nint partials) = NormShares(rows, NormRows, columns, dWeight);
+        (long slab, long blocks, nint partials) = NormShares(rows, NormRows, NormBlocks, columns, dWeight);
         Launch(
             NormalizationFile, "rms_norm_bwd", h.DType, Blocks(blocks, RowThreads(columns)),
             h.Pointer, norm.WeightPointer, inverseRms.Pointer, dy.Pointer, PointerOrNull(dh), rows, columns, slab, dx.Pointer, partials);
@@ -94,7 +96,7 @@ internal sealed partial class CudaBackend
             return;
         }
         long lanes = RowLanes(columns);
-        (long slab, long blocks, nint partials) = NormShares(rows, HeadRows * (BlockThreads / lanes), columns, dWeight);
+        (long slab, long blocks, nint partials) = NormShares(rows, HeadRowsBackward * (BlockThreads / lanes), HeadBlocks, columns, dWeight);
         Launch(
             NormalizationFile, "gated_head_norm_bwd", x.DType, Blocks(blocks, BlockThreads),
             x.Pointer, norm.WeightPointer, norm.GatePointer, inverseRms.Pointer, dy.Pointer, rows, columns, lanes, slab, dx.Pointer, PointerOrNull(dgate), partials);
@@ -137,10 +139,10 @@ internal sealed partial class CudaBackend
             norm.X.Pointer, norm.WeightPointer, norm.GatePointer, inverseRms.Pointer, dy.Pointer, PointerOrNull(dh), rows, columns, dx.Pointer, PointerOrNull(dgate));
     }
 
-    /// <summary>Rows per block, a multiple of <paramref name="tile"/>; blocks; and memory for each block's share of the weight's gradient, null where none is wanted.</summary>
-    private (long Slab, long Blocks, nint Partials) NormShares(long rows, long tile, long columns, Tensor? dWeight)
+    /// <summary>Rows per block, a multiple of <paramref name="tile"/>; blocks, at most <paramref name="most"/>; and memory for each block's share of the weight's gradient, null where none is wanted.</summary>
+    private (long Slab, long Blocks, nint Partials) NormShares(long rows, long tile, long most, long columns, Tensor? dWeight)
     {
-        long slab = Math.Max(tile, RoundUp(CeilDivide(rows, NormBlocks), tile)), blocks = CeilDivide(rows, slab);
+        long slab = Math.Max(tile, RoundUp(CeilDivide(rows, most), tile)), blocks = CeilDivide(rows, slab);
         return (slab, blocks, dWeight is null ? 0 : _device.Workspace(blocks * columns * sizeof(float)));
     }
 
