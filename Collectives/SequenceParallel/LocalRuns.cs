@@ -93,12 +93,29 @@ internal sealed class LocalRuns(AttentionCall call, Tensor k, Tensor v, Tensor? 
             using Piece piece = Cut(p);
             using Tensor qPiece = Tokens(q, p), dOPiece = Tokens(dO, p), dkPiece = Tokens(dk, p), dvPiece = Tokens(dv, p);
             using Tensor? d = Leaving(p, leaving, dFinalState);
-            if (IsCut(p) && !_leaving.ContainsKey(p))
-            {
-                using Tensor own = call.EmptyState();
-                OwnGradient(piece, p, q, dO, own, Segments(_leaving, p));
-            }
+            FindLeaving(piece, p, q, dO);
             Backend.LinearAttentionBackwardKeyValue(qPiece, piece.K, piece.V, dOPiece, piece.Decay, d, call.Scale, dkPiece, dvPiece, _leaving.GetValueOrDefault(p));
+        }
+    }
+
+    /// <summary>dk, dv and, where it is asked for, dDecay: what the first phase gets back. A decay with tokens shares the passes of dk and dv.</summary>
+    public void BackwardBegin(Tensor q, Tensor dO, Tensor? entering, Tensor? leaving, Tensor? dFinalState, Tensor dk, Tensor dv, Tensor? dDecay)
+    {
+        if (dDecay is null or { Shape.Rank: 1 })
+        {
+            BackwardKeyValue(q, dO, leaving, dFinalState, dk, dv);
+            if (dDecay is not null) BackwardDecay(q, dO, entering, leaving, dFinalState, dDecay);
+            return;
+        }
+        foreach (DocumentPiece p in _pieces)
+        {
+            using Piece piece = Cut(p);
+            using Tensor qPiece = Tokens(q, p), dOPiece = Tokens(dO, p), dkPiece = Tokens(dk, p), dvPiece = Tokens(dv, p), dDecayPiece = Tokens(dDecay, p);
+            using Tensor? d = Leaving(p, leaving, dFinalState);
+            FindLeaving(piece, p, q, dO);
+            Backend.LinearAttentionBackwardKeyValueDecay(
+                qPiece, piece.K, piece.V, dOPiece, piece.Decay!, p.IsFirst ? piece.Initial : entering, d, call.Scale, dkPiece, dvPiece, dDecayPiece,
+                _entering.GetValueOrDefault(p), _leaving.GetValueOrDefault(p));
         }
     }
 
@@ -141,6 +158,14 @@ internal sealed class LocalRuns(AttentionCall call, Tensor k, Tensor v, Tensor? 
     {
         using Tensor qPiece = Tokens(q, p), dOPiece = Tokens(dO, p);
         Backend.LinearAttentionBackwardState(qPiece, dOPiece, piece.Decay, call.Scale, dState, segments);
+    }
+
+    /// <summary>The segments' own gradients of a piece, where the device cuts it and no earlier phase has found them.</summary>
+    private void FindLeaving(Piece piece, DocumentPiece p, Tensor q, Tensor dO)
+    {
+        if (!IsCut(p) || _leaving.ContainsKey(p)) return;
+        using Tensor own = call.EmptyState();
+        OwnGradient(piece, p, q, dO, own, Segments(_leaving, p));
     }
 
     private long SegmentCount(DocumentPiece p) => Backend.LinearAttentionSegments(call.Batch, p.Length, call.Heads, call.KeyDim, call.ValueDim);

@@ -41,8 +41,7 @@ public sealed class Serial : SequenceParallel
 
         public override void BackwardBegin(Tensor dk, Tensor dv, Tensor? dDecay, Tensor? dInitialState)
         {
-            Runs.BackwardKeyValue(_q!, _dO!, leaving: null, _dFinalState, dk, dv);
-            if (dDecay is not null) Runs.BackwardDecay(_q!, _dO!, entering: null, leaving: null, _dFinalState, dDecay);
+            Runs.BackwardBegin(_q!, _dO!, entering: null, leaving: null, _dFinalState, dk, dv, dDecay);
             if (dInitialState is not null) Runs.BackwardInitialState(_q!, _dO!, leaving: null, _dFinalState, dInitialState);
         }
     }

@@ -68,8 +68,7 @@ public abstract class StatePassing : SequenceParallel
         {
             using StateMessage message = TakeMessage();
             message.Wait();
-            Runs.BackwardKeyValue(_q!, _dO!, _leaving, _dFinalState, dk, dv);
-            if (dDecay is not null) Runs.BackwardDecay(_q!, _dO!, _entering, _leaving, _dFinalState, dDecay);
+            Runs.BackwardBegin(_q!, _dO!, _entering, _leaving, _dFinalState, dk, dv, dDecay);
             if (dInitialState is not null) Runs.BackwardInitialState(_q!, _dO!, _leaving, _dFinalState, dInitialState);
         }
 

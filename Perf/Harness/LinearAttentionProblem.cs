@@ -113,8 +113,8 @@ internal sealed class LinearAttentionProblem : Problem
         Backend.LinearAttention(q, k, v, _decay, null, _scale, _o, entering);
         if (leaving is not null) Backend.LinearAttentionBackwardState(q, dO, _decay, _scale, _dState, leaving);
         Backend.LinearAttentionBackwardQuery(k, v, dO, _decay, null, _scale, _dq, entering);
-        Backend.LinearAttentionBackwardKeyValue(q, k, v, dO, _decay, null, _scale, _dk, _dv, leaving);
-        if (Learned) Backend.LinearAttentionBackwardDecay(q, k, v, dO, _decay!, null, null, _scale, _dDecay!, entering, leaving);
+        if (Learned) Backend.LinearAttentionBackwardKeyValueDecay(q, k, v, dO, _decay!, null, null, _scale, _dk, _dv, _dDecay!, entering, leaving);
+        else Backend.LinearAttentionBackwardKeyValue(q, k, v, dO, _decay, null, _scale, _dk, _dv, leaving);
     }
 
     /// <summary>Null where the device does not cut the sequence.</summary>

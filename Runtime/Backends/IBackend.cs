@@ -167,6 +167,17 @@ public interface IBackend
     void LinearAttentionDecode(Tensor q, Tensor k, Tensor v, Tensor? decay, Tensor state, double scale, Tensor o);
 
     /// <summary>
+    /// <see cref="LinearAttentionBackwardKeyValue"/> and <see cref="LinearAttentionBackwardDecay"/> in one call, whose passes a device may share. entering: segments as <see cref="LinearAttention"/>
+    /// left them; leaving: as <see cref="LinearAttentionBackwardState"/> left them, and they become the gradients of the states that leave. Both or neither.
+    /// </summary>
+    void LinearAttentionBackwardKeyValueDecay(
+        Tensor q, Tensor k, Tensor v, Tensor dO, Tensor decay, Tensor? initialState, Tensor? dFinalState, double scale, Tensor dk, Tensor dv, Tensor dDecay, Tensor? entering = null, Tensor? leaving = null)
+    {
+        LinearAttentionBackwardKeyValue(q, k, v, dO, decay, dFinalState, scale, dk, dv, leaving);
+        LinearAttentionBackwardDecay(q, k, v, dO, decay, initialState, dFinalState, scale, dDecay, entering, leaving);
+    }
+
+    /// <summary>
     /// factor = A of a run of this many tokens: 1 (decay null), exp(tokens * g) (per head), exp(sum of g over the run's N = tokens) otherwise. factor is [B,H], or [B,H,D] for a decay per channel, of Acc.
     /// </summary>
     void RunDecay(Tensor? decay, long tokens, Tensor factor);

@@ -119,6 +119,11 @@ public static partial class OpCases
                 backend.LinearAttention(t("q"), t("k"), t("v"), decay, initial, scale, t("o"));
                 backend.LinearAttentionBackwardState(t("q"), t("dO"), decay, scale, t("dM"));
                 backend.LinearAttentionBackwardQuery(t("k"), t("v"), t("dO"), decay, initial, scale, t("dq"));
+                if (s.States && decayed && s.Kind != DecayKind.Head)
+                {
+                    backend.LinearAttentionBackwardKeyValueDecay(t("q"), t("k"), t("v"), t("dO"), decay!, initial, dFinal, scale, t("dk"), t("dv"), t("dDecay"));
+                    return;
+                }
                 backend.LinearAttentionBackwardKeyValue(t("q"), t("k"), t("v"), t("dO"), decay, dFinal, scale, t("dk"), t("dv"));
                 if (decayed) backend.LinearAttentionBackwardDecay(t("q"), t("k"), t("v"), t("dO"), decay!, initial, dFinal, scale, t("dDecay"));
             },

@@ -24,6 +24,9 @@ internal readonly record struct AttentionRun(long Batches, long Tokens, long Hea
     /// <summary>0 for a run without tokens.</summary>
     public long Segments => Tokens == 0 ? 0 : (Tokens + SegmentTokens - 1) / SegmentTokens;
 
+    /// <summary>States that hold what the segments leave: one each, and room for the decays over them, D per head (none for one segment, which needs none).</summary>
+    public long StoredSegments => Segments <= 1 ? Segments : Segments + ((Segments + ValueWidth - 1) / ValueWidth);
+
     /// <summary>Elements of one state of every head: B*H*D*E.</summary>
     public long StateElements => Batches * Heads * KeyWidth * ValueWidth;
 

@@ -37,7 +37,7 @@ internal sealed partial class CudaBackend
     }
 
     public long LinearAttentionSegments(long batches, long tokens, long heads, long keyWidth, long valueWidth) =>
-        Cut(new AttentionRun(batches, tokens, heads, heads, keyWidth, valueWidth)).Segments;
+        Cut(new AttentionRun(batches, tokens, heads, heads, keyWidth, valueWidth)).StoredSegments;
 
     public void LinearAttentionState(Tensor k, Tensor v, Tensor? decay, Tensor state, Tensor? segments = null)
     {
@@ -53,6 +53,11 @@ internal sealed partial class CudaBackend
         RequireAttention(run, decay, initialState, q, k, v, o);
         RequireOutput(o, run, run.Heads, run.ValueWidth);
         var pass = new AttentionPass(run, q.DType, AttentionDecay.Of(decay, run), Reverse: false);
+        if (RunsOnChannelKernels(pass, DecayKind.PerChannel, q.Pointer, k.Pointer, v.Pointer, o.Pointer))
+        {
+            ChannelForward(pass, q, k, v, initialState, scale, o, segments);
+            return;
+        }
         EdgeStates entering = Enter(pass, AttentionOperand.Of(k), AttentionOperand.Of(v), 1, initialState, segments);
         Output(pass, AttentionOperand.Of(q), AttentionOperand.Of(k), AttentionOperand.Of(v), 1, scale, entering.Pointer, transposed: false, o, channelsAreValues: false);
     }
@@ -64,6 +69,11 @@ internal sealed partial class CudaBackend
     /// <summary>The state that the whole run leaves, entered with zero, and each segment's own where the caller keeps them.</summary>
     private void RunState(AttentionPass pass, AttentionOperand k, AttentionOperand v, double scale, Tensor state, Tensor? segments)
     {
+        if (RunsOnChannelKernels(pass, DecayKind.PerChannel, k.Pointer, v.Pointer))
+        {
+            RunChannelState(pass, k, v, scale, state, segments);
+            return;
+        }
         AttentionScratch scratch = Scratch(pass, states: segments is null ? 1 : 0);
         nint states = segments is null ? scratch.States(0) : SegmentPointer(pass.Run, segments);
         SegmentStates(pass, k, v, scale, states);
@@ -91,8 +101,8 @@ internal sealed partial class CudaBackend
     private static nint SegmentPointer(AttentionRun run, Tensor segments)
     {
         RequireType(segments, DType.F32);
-        if (segments.Count != run.Segments * run.StateElements)
-            throw new LaspException($"segment states of shape {segments.Shape} are not [{run.Segments}, {run.Batches}, {run.Heads}, {run.KeyWidth}, {run.ValueWidth}]");
+        if (segments.Count != run.StoredSegments * run.StateElements)
+            throw new LaspException($"segment states of shape {segments.Shape} are not [{run.StoredSegments}, {run.Batches}, {run.Heads}, {run.KeyWidth}, {run.ValueWidth}]");
         return segments.Pointer;
     }
 

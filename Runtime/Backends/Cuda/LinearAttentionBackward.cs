@@ -23,6 +23,11 @@ internal sealed partial class CudaBackend
         RequireAttention(run, decay, initialState, k, v, dO, dq);
         RequireOutput(dO, run, run.Heads, run.ValueWidth);
         var pass = new AttentionPass(run, k.DType, AttentionDecay.Of(decay, run), Reverse: false);
+        if (RunsOnChannelKernels(pass, DecayKind.PerChannel, k.Pointer, v.Pointer, dO.Pointer, dq.Pointer))
+        {
+            ChannelBackwardQuery(pass, k, v, dO, initialState, scale, dq, segments);
+            return;
+        }
         nint entering = segments is null ? Enter(pass, AttentionOperand.Of(k), AttentionOperand.Of(v), 1, initialState, null).Pointer : SegmentPointer(run, segments);
         Output(pass, AttentionOperand.Of(dO), AttentionOperand.Of(v), AttentionOperand.Of(k), 1, scale, entering, transposed: true, dq, channelsAreValues: true);
     }
@@ -38,6 +43,11 @@ internal sealed partial class CudaBackend
         AttentionOperand queries = AttentionOperand.Of(q), outputs = AttentionOperand.Of(dO);
         var pass = new AttentionPass(run, q.DType, AttentionDecay.Of(decay, run), Reverse: true);
         bool grouped = run.Heads > run.KeyHeads;
+        if (!grouped && RunsOnChannelKernels(pass, DecayKind.PerChannel, q.Pointer, k.Pointer, v.Pointer, dO.Pointer, dk.Pointer, dv.Pointer))
+        {
+            ChannelBackwardKeyValue(pass, q, k, v, dO, null, dFinalState, scale, dk, dv, dDecay: null, entering: null, segments);
+            return;
+        }
         EdgeStates leaving = Enter(pass, queries, outputs, scale, dFinalState, segments, spare: grouped);
         if (!grouped && RunsOnWarpgroups(pass, queries, AttentionOperand.Of(k), AttentionOperand.Of(v), outputs, AttentionOperand.Of(dk), AttentionOperand.Of(dv)))
         {
@@ -66,6 +76,7 @@ internal sealed partial class CudaBackend
         var call = new DecayGradientCall(q, k, v, dO, initialState, dFinalState, scale, dDecay, entering, leaving);
         var pass = new AttentionPass(run, q.DType, AttentionDecay.Of(decay, run), Reverse: false);
         if (pass.Decay.Kind == DecayKind.PerHead) HeadDecayGradient(pass, call);
+        else if (RunsOnChannelKernels(pass, pass.Decay.Kind, q.Pointer, k.Pointer, v.Pointer, dO.Pointer, dDecay.Pointer)) ChannelDecayGradient(pass, call);
         else DecayGradient(pass with { Run = run with { SegmentTokens = AttentionRun.Tile } }, call with { Entering = null, Leaving = null });
     }
 

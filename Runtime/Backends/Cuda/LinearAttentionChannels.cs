@@ -1,0 +1,190 @@
+namespace LaspNative.Runtime.Cuda;
+
+/// <summary>
+/// A decay per channel on tensor cores (linear_attention_channel_decay.cu, linear_attention_channel_decay_bwd.cu), and the gradient of a decay per token (linear_attention_token_decay_bwd.cu):
+/// bf16 on Hopper, D and E multiples of 8 up to 128, tensors that start on 16 bytes. Everything else, dk and dv of grouped queries, and everything under LASP_FORCE_SM80 stays on the
+/// kernels of LinearAttention.cs. Segments hold, behind their states, the decays over each of them, which the pass over their tokens finds on its way.
+/// </summary>
+internal sealed partial class CudaBackend
+{
+    private const string ChannelFile = "linear_attention_channel_decay";
+    private const string ChannelGradientFile = "linear_attention_channel_decay_bwd";
+    private const string TokenGradientFile = "linear_attention_token_decay_bwd";
+
+    /// <summary>THREADS of <see cref="ChannelFile"/>, and Layout::BYTES without and with output.</summary>
+    private const uint ChannelThreads = 512;
+    private const long ChannelStateShared = 184832;
+    private const long ChannelOutputShared = 223744;
+
+    /// <summary>Shared memory of the kernels of single chunks.</summary>
+    private const long ChannelGradientShared = 96256;
+    private const long TokenGradientShared = 99616;
+
+    /// <summary>Channels of a block of <see cref="ChannelGradientFile"/>: SLAB.</summary>
+    private const long ChannelSlab = 64;
+
+    /// <summary>Bytes of the state of one chunk and head in bf16: CHUNK_STATE.</summary>
+    private const long ChunkStateBytes = 128 * 128 * 2;
+
+    private bool RunsOnChannelKernels(in AttentionPass pass, DecayKind kind, params ReadOnlySpan<nint> pointers)
+    {
+        AttentionRun run = pass.Run;
+        bool fits = _device.Kernels.Architecture == "sm_90a" && pass.Element == DType.BF16 && pass.Decay.Kind == kind && run.Tokens > 0
+            && run.KeyWidth % 8 == 0 && run.KeyWidth <= 128 && run.ValueWidth % 8 == 0 && run.ValueWidth <= 128 && pass.Decay.Pointer % 16 == 0;
+        foreach (nint pointer in pointers) fits &= pointer % 16 == 0;
+        return fits;
+    }
+
+    /// <summary>Where a call's states lie: those of the segments, by direction, and those of the chunks.</summary>
+    private readonly record struct ChannelScratch(nint Segments, long SegmentBytes, nint Chunks, long ChunkBytes)
+    {
+        public nint OwnSegments(int index) => Segments + (nint)(index * SegmentBytes);
+
+        public nint ChunkStates(int index) => Chunks + (nint)(index * ChunkBytes);
+    }
+
+    private ChannelScratch ChannelStates(AttentionRun run, int segments, int chunks)
+    {
+        long segmentBytes = RoundUp(run.StoredSegments * run.StateElements * sizeof(float), 256);
+        long chunkBytes = AttentionRun.Slices(run.Tokens) * run.Batches * run.Heads * ChunkStateBytes;
+        nint first = _device.Workspace((segments * segmentBytes) + (chunks * chunkBytes));
+        return new ChannelScratch(first, segmentBytes, first + (nint)(segments * segmentBytes), chunkBytes);
+    }
+
+    /// <summary>The decays over the segments; null with one segment, which needs none.</summary>
+    private static nint SegmentDecays(AttentionRun run, nint segments) => run.Segments > 1 ? segments + (nint)(run.Segments * run.StateElements * sizeof(float)) : 0;
+
+    /// <summary>
+    /// A walk along the segments, entered with <paramref name="entering"/> (0: zero): what they leave and the decays over them, or the states of their chunks.
+    /// <paramref name="k"/> and <paramref name="v"/> are q and dO in the reverse direction.
+    /// </summary>
+    private void WalkChannels(AttentionPass pass, AttentionOperand k, AttentionOperand v, double scale, nint entering, nint segments, nint chunks)
+    {
+        AttentionRun run = pass.Run;
+        Launch(
+            ChannelFile, pass.Reverse ? "linear_attention_channel_bwd_state" : "linear_attention_channel_state", pass.Element,
+            Blocks(run.Segments * run.Batches * run.Heads, ChannelThreads, ChannelStateShared),
+            k.Pointer, k.Pointer, v.Pointer, pass.Decay.Pointer, (int)pass.Decay.Kind, run.Tokens, run.Heads, k.Heads, run.KeyWidth, run.ValueWidth, run.Batches, run.SegmentTokens,
+            (float)scale, entering, segments, segments == 0 ? 0 : SegmentDecays(run, segments), chunks);
+    }
+
+    private void RunChannelState(AttentionPass pass, AttentionOperand k, AttentionOperand v, double scale, Tensor state, Tensor? segments)
+    {
+        nint states = segments is null ? ChannelStates(pass.Run, segments: 1, chunks: 0).OwnSegments(0) : SegmentPointer(pass.Run, segments);
+        WalkChannels(pass, k, v, scale, entering: 0, states, chunks: 0);
+        Scan(pass, states, SegmentDecays(pass.Run, states), null, 0, state.Pointer);
+    }
+
+    /// <summary>Turns what the segments leave, which the caller has or which is made in <paramref name="own"/>, into what enters them.</summary>
+    private nint EnterChannels(AttentionPass pass, AttentionOperand k, AttentionOperand v, double scale, Tensor? initial, Tensor? segments, nint own)
+    {
+        bool alone = pass.Run.Segments <= 1;
+        nint states = segments is null ? own : SegmentPointer(pass.Run, segments);
+        if (segments is null && !alone) WalkChannels(pass, k, v, scale, entering: 0, states, chunks: 0);
+        Scan(pass, alone ? 0 : states, SegmentDecays(pass.Run, states), initial, states, 0);
+        return states;
+    }
+
+    /// <summary>o, or dv with dO in the place of v; also the chunks' states (0: not kept).</summary>
+    private void OutputOfChannels(AttentionPass pass, AttentionOperand q, AttentionOperand k, AttentionOperand v, double scale, nint entering, Tensor output, nint chunks)
+    {
+        AttentionRun run = pass.Run;
+        Launch(
+            ChannelFile, pass.Reverse ? "linear_attention_channel_bwd_value" : "linear_attention_channel_output", pass.Element,
+            Blocks(run.Segments * run.Batches * run.Heads, ChannelThreads, ChannelOutputShared),
+            q.Pointer, k.Pointer, v.Pointer, pass.Decay.Pointer, (int)pass.Decay.Kind, run.Tokens, run.Heads, k.Heads, run.KeyWidth, run.ValueWidth, run.Batches, run.SegmentTokens,
+            (float)scale, entering, output.Pointer, chunks);
+    }
+
+    private void ChannelForward(AttentionPass pass, Tensor q, Tensor k, Tensor v, Tensor? initialState, double scale, Tensor o, Tensor? segments)
+    {
+        (AttentionOperand key, AttentionOperand value) = (AttentionOperand.Of(k), AttentionOperand.Of(v));
+        nint entering = EnterChannels(pass, key, value, 1, initialState, segments, ChannelStates(pass.Run, segments is null ? 1 : 0, chunks: 0).OwnSegments(0));
+        OutputOfChannels(pass, AttentionOperand.Of(q), key, value, scale, entering, o, chunks: 0);
+    }
+
+    private void ChannelBackwardQuery(AttentionPass pass, Tensor k, Tensor v, Tensor dO, Tensor? initialState, double scale, Tensor dq, Tensor? segments)
+    {
+        (AttentionOperand key, AttentionOperand value) = (AttentionOperand.Of(k), AttentionOperand.Of(v));
+        ChannelScratch scratch = ChannelStates(pass.Run, segments is null ? 1 : 0, chunks: 1);
+        nint entering = segments is null ? EnterChannels(pass, key, value, 1, initialState, null, scratch.OwnSegments(0)) : SegmentPointer(pass.Run, segments);
+        WalkChannels(pass, key, value, 1, entering, segments: 0, scratch.ChunkStates(0));
+        ChannelGradients("linear_attention_channel_bwd_query", pass, q: 0, k, v, dO, scale, scratch.ChunkStates(0), 0, dq.Pointer, 0, 0);
+    }
+
+    /// <summary>dv, dk, and also the decay's gradient where it is asked for: <paramref name="entering"/> are the forward segments then.</summary>
+    private void ChannelBackwardKeyValue(
+        AttentionPass pass, Tensor q, Tensor k, Tensor v, Tensor dO, Tensor? initialState, Tensor? dFinalState, double scale, Tensor dk, Tensor dv, Tensor? dDecay, Tensor? entering, Tensor? leaving)
+    {
+        (AttentionOperand query, AttentionOperand gradient) = (AttentionOperand.Of(q), AttentionOperand.Of(dO));
+        bool decays = dDecay is not null, makesEntering = decays && entering is null;
+        ChannelScratch scratch = ChannelStates(pass.Run, (leaving is null ? 1 : 0) + (makesEntering ? 1 : 0), decays ? 2 : 1);
+        nint leave = EnterChannels(pass, query, gradient, scale, dFinalState, leaving, scratch.OwnSegments(makesEntering ? 1 : 0));
+        OutputOfChannels(pass, query, AttentionOperand.Of(k), gradient, scale, leave, dv, scratch.ChunkStates(0));
+        if (decays) EnterChunks(pass with { Reverse = false }, k, v, initialState, entering, scratch.OwnSegments(0), scratch.ChunkStates(1));
+        ChannelGradients(
+            decays ? "linear_attention_channel_bwd_key_decay" : "linear_attention_channel_bwd_key", pass, q.Pointer, k, v, dO, scale, decays ? scratch.ChunkStates(1) : 0, scratch.ChunkStates(0),
+            0, dk.Pointer, PointerOrNull(dDecay));
+    }
+
+    public void LinearAttentionBackwardKeyValueDecay(
+        Tensor q, Tensor k, Tensor v, Tensor dO, Tensor decay, Tensor? initialState, Tensor? dFinalState, double scale, Tensor dk, Tensor dv, Tensor dDecay, Tensor? entering = null, Tensor? leaving = null)
+    {
+        AttentionRun run = Cut(AttentionRun.Of(q, k, v));
+        var pass = new AttentionPass(run, q.DType, AttentionDecay.Of(decay, run), Reverse: true);
+        if (run.Heads != run.KeyHeads || !RunsOnChannelKernels(pass, DecayKind.PerChannel, q.Pointer, k.Pointer, v.Pointer, dO.Pointer, dk.Pointer, dv.Pointer, dDecay.Pointer))
+        {
+            LinearAttentionBackwardKeyValue(q, k, v, dO, decay, dFinalState, scale, dk, dv, leaving);
+            LinearAttentionBackwardDecay(q, k, v, dO, decay, initialState, dFinalState, scale, dDecay, entering, leaving);
+            return;
+        }
+        RequireAttention(run, decay, initialState, q, k, v, dO, dk, dv);
+        RequireAttention(run, dDecay, dFinalState, q);
+        RequireOutput(dO, run, run.Heads, run.ValueWidth);
+        RequireOutput(dk, run, run.KeyHeads, run.KeyWidth);
+        RequireOutput(dv, run, run.KeyHeads, run.ValueWidth);
+        RequireSame(decay, dDecay);
+        ChannelBackwardKeyValue(pass, q, k, v, dO, initialState, dFinalState, scale, dk, dv, dDecay, entering, leaving);
+    }
+
+    /// <summary>The states that enter the chunks, from the forward segments, which the caller has or which are made in <paramref name="own"/>.</summary>
+    private void EnterChunks(AttentionPass pass, Tensor k, Tensor v, Tensor? initialState, Tensor? segments, nint own, nint chunks)
+    {
+        (AttentionOperand key, AttentionOperand value) = (AttentionOperand.Of(k), AttentionOperand.Of(v));
+        nint entering = segments is null ? EnterChannels(pass, key, value, 1, initialState, null, own) : SegmentPointer(pass.Run, segments);
+        WalkChannels(pass, key, value, 1, entering, segments: 0, chunks);
+    }
+
+    /// <summary>The gradient of a decay per channel or per token.</summary>
+    private void ChannelDecayGradient(AttentionPass pass, DecayGradientCall call)
+    {
+        AttentionRun run = pass.Run;
+        AttentionPass backward = pass with { Reverse = true };
+        (AttentionOperand query, AttentionOperand gradient) = (AttentionOperand.Of(call.Q), AttentionOperand.Of(call.OutputGradient));
+        bool known = call is { Entering: not null, Leaving: not null };
+        ChannelScratch scratch = ChannelStates(run, known ? 0 : 2, chunks: 2);
+        EnterChunks(pass, call.K, call.V, call.InitialState, known ? call.Entering : null, scratch.OwnSegments(0), scratch.ChunkStates(0));
+        nint leaving = known
+            ? SegmentPointer(run, call.Leaving!) : EnterChannels(backward, query, gradient, call.Scale, call.FinalStateGradient, null, scratch.OwnSegments(1));
+        WalkChannels(backward, query, gradient, call.Scale, leaving, segments: 0, scratch.ChunkStates(1));
+        if (pass.PerChannel)
+        {
+            ChannelGradients(
+                "linear_attention_channel_bwd_key_decay", pass, call.Q.Pointer, call.K, call.V, call.OutputGradient, call.Scale, scratch.ChunkStates(0), scratch.ChunkStates(1), 0, 0, call.Result.Pointer);
+            return;
+        }
+        Launch(
+            TokenGradientFile, "linear_attention_bwd_decay_per_token", pass.Element, Blocks(AttentionRun.Slices(run.Tokens) * run.Batches * run.Heads, BlockThreads, TokenGradientShared),
+            call.Q.Pointer, call.K.Pointer, call.V.Pointer, call.OutputGradient.Pointer, pass.Decay.Pointer, run.Tokens, run.Heads, run.KeyHeads, run.KeyWidth, run.ValueWidth, run.Batches,
+            (float)call.Scale, scratch.ChunkStates(0), scratch.ChunkStates(1), call.Result.Pointer);
+    }
+
+    private void ChannelGradients(
+        string kernel, AttentionPass pass, nint q, Tensor k, Tensor v, Tensor dO, double scale, nint entering, nint leaving, nint dq, nint dk, nint dDecay)
+    {
+        AttentionRun run = pass.Run;
+        Launch(
+            ChannelGradientFile, kernel, pass.Element, Blocks(AttentionRun.Slices(run.Tokens) * run.Batches * run.Heads * CeilDivide(run.KeyWidth, ChannelSlab), BlockThreads, ChannelGradientShared),
+            q, k.Pointer, v.Pointer, dO.Pointer, pass.Decay.Pointer, run.Tokens, run.Heads, run.KeyHeads, run.KeyWidth, run.ValueWidth, run.Batches, (float)scale, entering, leaving, dq, dk, dDecay);
+    }
+}

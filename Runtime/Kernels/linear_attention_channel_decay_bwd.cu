@@ -1,0 +1,532 @@
+// Gradients of q, k and the log decay of linear attention with a decay per channel, on tensor cores; dv and the states are linear_attention_channel_decay's. Every chunk of 64 tokens
+// is on its own: P is the state that enters it and D the gradient of the one that leaves it. Per channel, with from_i, to_j, A of the chunk and A_ij = scale dO_i . v_j for i >= j,
+//     dq_i = scale from_i . (dO_i P^T) + sum_j A_ij exp(G_i - G_j) . k_j            dk_j = to_j . (v_j D^T) + sum_i A_ij exp(G_i - G_j) . q_i
+//     dg_i = the sum of all paths that cross position i; nothing is subtracted:
+//            sum_{s >= i} q_s . dq_s and sum_{j < i} k_j . dk_j of the parts with P and D, A . sum_e P D, and of the pairs (s, j) of each level (channel_decay.cuh), whose two halves
+//            meet at a midpoint m: for i in the upper half sum_{s >= i} q_s . dq_s, for i in the lower half sum_{j < i} k_j . dk_j, both within the half.
+// A level's queries and keys form one operand and its A_ij a symmetric matrix, so that one product gives dq in the upper rows and dk in the lower ones. Sums over rows inside 16 are
+// products with matrices of ones and zeros. Pairs in different blocks of 16 rows: block by block by Horner's rule, the decay of the blocks between acting on the sum.
+// q [B, N, H, D], dO [B, N, H, E], k [B, N, Hk, D], v [B, N, Hk, E] bf16, D and E multiples of 8 up to 128, rows at multiples of 16 bytes; decay and d_decay fp32 [B, N, H, D];
+// entering and leaving bf16: P and D as chunk_states of linear_attention_channel_decay. dq, dk [B, N, H, D] bf16 (dk of each query head).
+// Launch: 256 threads; one block per (chunk, b, h, 64 channels), the last fastest; 96256 bytes of shared memory. fp32 sums, fixed order.
+#include "channel_decay.cuh"
+#if LASP_ELEMENT_BF16 && __CUDA_ARCH__ >= 900
+
+constexpr int WIDTH = 128, SLAB = 64;              // columns of V and dO; channels of a block
+constexpr int THREADS = 256, WARPS = THREADS / WARP;
+constexpr int SHARE = SLAB / (WARPS / ROW_BLOCKS);  // channels of a warp
+constexpr int CHUNK_STATE = WIDTH * WIDTH;
+
+typedef Tile<WIDTH> WideTile;
+typedef Tile<SLAB> SlabTile;
+
+constexpr int WIDE_BYTES = CHUNK * WideTile::ROW_BYTES, STATE_BYTES = WIDTH * SlabTile::ROW_BYTES, SLAB_BYTES = CHUNK * SlabTile::ROW_BYTES, SUMS_BYTES = ROW_BLOCKS * SLAB * 4;
+constexpr int V = 0, OUT = V + WIDE_BYTES, ENTERING = OUT + WIDE_BYTES, LEAVING = ENTERING + STATE_BYTES, KEYS = LEAVING + STATE_BYTES, QUERIES = KEYS + SLAB_BYTES;
+constexpr int SCORES = QUERIES + SLAB_BYTES, DECAYS = SCORES + SLAB_BYTES, ARRIVING = DECAYS + SUMS_BYTES, DEPARTING = ARRIVING + SUMS_BYTES, MIDDLE = DEPARTING + SUMS_BYTES;
+constexpr int THROUGH = MIDDLE + SUMS_BYTES;  // and WARPS * SLAB floats: 96256 bytes in all
+
+__device__ __forceinline__ int lane_of() { return threadIdx.x % WARP; }
+__device__ __forceinline__ int block_of() { return threadIdx.x / WARP % ROW_BLOCKS; }                      // the 16 rows of this warp
+__device__ __forceinline__ int share_of() { return threadIdx.x / WARP / ROW_BLOCKS * SHARE; }              // and its first channel
+
+__device__ __forceinline__ unsigned transpose(unsigned x)
+{
+    unsigned y;
+    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+    return y;
+}
+
+// c += a x, with x [16 rows, 16 channels] as a lane's pairs
+__device__ __forceinline__ void multiply_rows(const unsigned (&a)[4], const unsigned (&x)[4], MmaSums (&c)[2])
+{
+    multiply_add(a, transpose(x[0]), transpose(x[1]), c[0]);
+    multiply_add(a, transpose(x[2]), transpose(x[3]), c[1]);
+}
+
+// ---- This lane's elements: rows l / 4 and l / 4 + 8 of the warp's block, 4 neighbouring channels ----
+
+struct Chunk {
+    int64 first;
+    int rows, slab, width;
+
+    __device__ __forceinline__ int row(int i) const { return block_of() * ROW_BLOCK + lane_of() / 4 + 8 * i; }
+    __device__ __forceinline__ int channel(int step) const { return share_of() + step * CHANNELS + lane_of() % 4 * 4; }  // within the slab
+    __device__ __forceinline__ bool has(int i, int step) const { return row(i) < rows && slab + channel(step) < width; }
+
+    __device__ __forceinline__ int64 offset(int i, int step, int stride) const { return first * stride + row(i) * stride + slab + channel(step); }
+
+    __device__ __forceinline__ void load(const bf16* x, int stride, int step, unsigned (&pairs)[4]) const
+    {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            uint2 y = make_uint2(0, 0);
+            if (has(i, step)) y = *(const uint2*)(x + offset(i, step, stride));
+            pairs[i] = y.x, pairs[2 + i] = y.y;
+        }
+    }
+
+    __device__ __forceinline__ void store(const float (&x)[OWN], int step, bf16* to, int stride) const
+    {
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+            if (has(i, step))
+                *(uint2*)(to + offset(i, step, stride)) = make_uint2(pack_bf16(x[2 * i], x[2 * i + 1]), pack_bf16(x[4 + 2 * i], x[4 + 2 * i + 1]));
+    }
+
+    // log2 of the decays; what does not exist does not decay
+    __device__ __forceinline__ void load_logs(const Decay& g, int step, float (&x)[OWN]) const
+    {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            float4 y = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            if (has(i, step)) y = *(const float4*)(g.start + offset(i, step, g.stride));
+            x[2 * i] = LOG2_E * y.x, x[2 * i + 1] = LOG2_E * y.y, x[4 + 2 * i] = LOG2_E * y.z, x[5 + 2 * i] = LOG2_E * y.w;
+        }
+    }
+};
+
+__device__ __forceinline__ void exp2_all(float (&x)[OWN])
+{
+#pragma unroll
+    for (int i = 0; i < OWN; ++i) x[i] = exp2_fast(x[i]);
+}
+
+// Sums of a lane's elements over the block's 16 rows: one per channel, in every lane.
+__device__ __forceinline__ float4 sum_rows(const float (&x)[OWN])
+{
+    float y[4];
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+        y[c] = x[c / 2 * 4 + c % 2] + x[c / 2 * 4 + c % 2 + 2];
+#pragma unroll
+        for (int lanes = 4; lanes < WARP; lanes *= 2) y[c] += __shfl_xor_sync(0xFFFFFFFFu, y[c], lanes);
+    }
+    return make_float4(y[0], y[1], y[2], y[3]);
+}
+
+__device__ __forceinline__ unsigned sums_at(unsigned sums, int block, int channel) { return sums + (block * SLAB + channel) * 4; }
+
+__device__ __forceinline__ void store_sums(const float (&x)[OWN], unsigned sums, int channel)
+{
+    const float4 y = sum_rows(x);
+    if (lane_of() < 4) store_shared(sums_at(sums, block_of(), channel), y);
+}
+
+__device__ __forceinline__ void load_sums(unsigned sums, int block, int channel, float (&x)[4])
+{
+    const float4 y = load_float4(sums_at(sums, block, channel));
+    x[0] = y.x, x[1] = y.y, x[2] = y.z, x[3] = y.w;
+}
+
+// ---- Before the gradients ----
+
+// A block of the scores A = scale dO v^T.
+__device__ __forceinline__ void score_block(WideTile d_out, WideTile v, int row, int column, float scale, SlabTile scores)
+{
+    MmaSums sums[2] = {};
+#pragma unroll
+    for (int e = 0; e < WIDTH; e += MMA_SUMMANDS) {
+        unsigned left[4], right[4];
+        d_out.left(row, e, left);
+        v.right_of_transpose(column, e, right);
+        multiply_add(left, right[0], right[1], sums[0]);
+        multiply_add(left, right[2], right[3], sums[1]);
+    }
+#pragma unroll
+    for (int p = 0; p < 4; ++p) scores.store_pair(row, column, p, pack_bf16(scale * sums[p / 2].at[p % 2 * 2], scale * sums[p / 2].at[p % 2 * 2 + 1]));
+}
+
+// The ten blocks on and below the diagonal, by eight warps.
+__device__ __forceinline__ void make_scores(unsigned shared, float scale)
+{
+#pragma unroll 1
+    for (int i = threadIdx.x / WARP; i < ROW_BLOCKS * (ROW_BLOCKS + 1) / 2; i += WARPS) {
+        const int row = i < 1 ? 0 : i < 3 ? 1 : i < 6 ? 2 : 3, column = i - row * (row + 1) / 2;
+        score_block({ shared + OUT }, { shared + V }, row * ROW_BLOCK, column * ROW_BLOCK, scale, { shared + SCORES });
+    }
+}
+
+// Products of P and D, channel by channel: each warp's share of the rows.
+__device__ __forceinline__ void multiply_states(SlabTile p, SlabTile d, unsigned through)
+{
+    const int warp = threadIdx.x / WARP, lane = lane_of();
+    float low = 0.0f, high = 0.0f;
+#pragma unroll
+    for (int e = warp * (WIDTH / WARPS); e < (warp + 1) * (WIDTH / WARPS); ++e) {
+        const unsigned x = __float_as_uint(load_float(p.piece(e, lane / 4) + lane % 4 * 4)), y = __float_as_uint(load_float(d.piece(e, lane / 4) + lane % 4 * 4));
+        low = fmaf(low_of(x), low_of(y), low);
+        high = fmaf(high_of(x), high_of(y), high);
+    }
+    // the tile's pairs 0 2 4 6, 1 3 5 7 of 16 channels
+    store_shared(through + (warp * SLAB + lane / 8 * CHANNELS + lane % 4 * 4 + lane / 4 % 2 * 2) * 4, make_float2(low, high));
+}
+
+// ---- Masks of a lane's pairs in an 8 x 8 block of a left operand: row l / 4, columns 2 (l % 4) and the next ----
+
+template <typename Keep> __device__ __forceinline__ unsigned mask_pair(unsigned pair, Keep keep)
+{
+    const int row = lane_of() / 4, column = lane_of() % 4 * 2;
+    return (keep(row, column) ? pair & 0xFFFFu : 0u) | (keep(row, column + 1) ? pair & 0xFFFF0000u : 0u);
+}
+
+constexpr unsigned ONES = 0x3F803F80u;  // two bf16
+
+__device__ __forceinline__ unsigned ones_from_row() { return mask_pair(ONES, [](int row, int column) { return column >= row; }); }
+__device__ __forceinline__ unsigned ones_before_row() { return mask_pair(ONES, [](int row, int column) { return column < row; }); }
+
+// Sums within groups of LEVEL rows: from the row on in upper rows, before the row in lower ones.
+template <int LEVEL> __device__ __forceinline__ unsigned ones_of_level()
+{
+    return mask_pair(ONES, [](int row, int column) { return row / LEVEL == column / LEVEL && (row & LEVEL ? column >= row : column < row); });
+}
+
+// The scores of the 16 x 16 block on the diagonal, one symmetric left operand per level: two pairs of it are not zero.
+struct LevelScores {
+    unsigned one[2], two[2], four[2], eight[2];
+    float own[2];  // A_ii of both rows
+
+    __device__ __forceinline__ LevelScores(SlabTile scores)
+    {
+        const int at = block_of() * ROW_BLOCK;
+        unsigned straight[4], crossed[4];
+        scores.left(at, at, straight);
+        scores.left_of_transpose(at, at, crossed);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const unsigned lower = straight[3 * i], upper = crossed[3 * i];
+            one[i] = mask_pair(is_upper<1>() ? lower : upper, [](int r, int c) { return (r ^ c) == 1; });
+            two[i] = mask_pair(is_upper<2>() ? lower : upper, [](int r, int c) { return (r ^ c) / 2 == 1; });
+            four[i] = mask_pair(is_upper<4>() ? lower : upper, [](int r, int c) { return (r ^ c) / 4 == 1; });
+            const unsigned pair = __shfl_sync(0xFFFFFFFFu, lower, lane_of() / 4 * 4 + lane_of() / 8);  // of columns row, row ^ 1
+            own[i] = lane_of() / 4 % 2 ? high_of(pair) : low_of(pair);
+        }
+        eight[0] = straight[1];
+        eight[1] = crossed[2];
+    }
+
+    template <int LEVEL> __device__ __forceinline__ void operand(unsigned (&a)[4]) const
+    {
+        a[0] = a[1] = a[2] = a[3] = 0;
+        if (LEVEL == 8) a[1] = eight[0], a[2] = eight[1];
+        else a[0] = LEVEL == 1 ? one[0] : LEVEL == 2 ? two[0] : four[0], a[3] = LEVEL == 1 ? one[1] : LEVEL == 2 ? two[1] : four[1];
+    }
+};
+
+// ---- The gradients of 16 rows x 16 channels ----
+
+struct Gradients {
+    float dq[OWN] = {}, dk[OWN] = {};
+    MmaSums dg[2] = {};
+};
+
+// Pairs within the 16 rows.
+template <bool DECAY, int LEVEL> __device__ __forceinline__ void add_level(const unsigned (&q)[4], const unsigned (&k)[4], const float (&factor)[OWN], const LevelScores& scores, Gradients& d)
+{
+    unsigned own[4], x[4], a[4];
+    choose_rows<LEVEL>(q, k, own);
+    scale_pairs(own, factor, x);
+    scores.operand<LEVEL>(a);
+    MmaSums y[2] = {};
+    multiply_rows(a, x, y);
+    float w[OWN];
+    unpack(own, w);
+#pragma unroll
+    for (int i = 0; i < OWN; ++i) {
+        const bool upper = LEVEL == 8 ? second_row(i) : is_upper<LEVEL>();
+        const float part = y[i / 4].at[i % 4] * factor[i];
+        if (LEVEL == 8) (second_row(i) ? d.dq[i] : d.dk[i]) += part;
+        else add_to(upper, part, d.dq[i], d.dk[i]);
+        w[i] *= part;
+        if (DECAY && LEVEL == 1) d.dg[i / 4].at[i % 4] += upper ? w[i] : 0.0f;
+    }
+    if (!DECAY || LEVEL == 1) return;
+    pack(w, x);
+    const unsigned ones[4] = { LEVEL == 8 ? ones_before_row() : ones_of_level<LEVEL>(), 0, 0, LEVEL == 8 ? ones_from_row() : ones_of_level<LEVEL>() };
+    multiply_rows(ones, x, d.dg);
+}
+
+// Each token with itself, without decay.
+template <bool QUERY, bool KEY> __device__ __forceinline__ void add_own(const unsigned (&q)[4], const unsigned (&k)[4], const float (&own)[2], Gradients& d)
+{
+    float x[OWN];
+    unpack(k, x);
+#pragma unroll
+    for (int i = 0; i < OWN && QUERY; ++i) d.dq[i] = fmaf(own[second_row(i)], x[i], d.dq[i]);
+    unpack(q, x);
+#pragma unroll
+    for (int i = 0; i < OWN && KEY; ++i) d.dk[i] = fmaf(own[second_row(i)], x[i], d.dk[i]);
+}
+
+// sums . decay over one block of rows
+__device__ __forceinline__ void decay_sums(unsigned decays, int block, int channel, MmaSums (&sums)[2])
+{
+    float x[4];
+    load_sums(decays, block, channel, x);
+#pragma unroll
+    for (int i = 0; i < OWN; ++i) sums[i / 4].at[i % 4] *= x[channel_of(i)];
+}
+
+// factor[c] = scale . decay over blocks first .. last - 1
+__device__ __forceinline__ void decay_over(unsigned decays, int first, int last, int channel, float scale, float (&factor)[4])
+{
+#pragma unroll
+    for (int c = 0; c < 4; ++c) factor[c] = scale;
+#pragma unroll 1
+    for (int b = first; b < last; ++b) {
+        float x[4];
+        load_sums(decays, b, channel, x);
+#pragma unroll
+        for (int c = 0; c < 4; ++c) factor[c] *= x[c];
+    }
+}
+
+__device__ __forceinline__ void weigh(const MmaSums (&sums)[2], const unsigned (&own)[4], const float (&factor)[OWN], float (&x)[OWN])
+{
+    unpack(own, x);
+#pragma unroll
+    for (int i = 0; i < OWN; ++i) x[i] *= sums[i / 4].at[i % 4] * factor[i];
+}
+
+// Pairs with earlier blocks: sums of A_ij exp(..) k_j, decayed up to the entry of this block. Where pairs across the chunk's middle cross block 2, their paths are summed.
+template <bool DECAY> __device__ __forceinline__ void add_earlier_blocks(unsigned shared, int column, int channel, const unsigned (&q)[4], const float (&from)[OWN], MmaSums (&sums)[2])
+{
+    const SlabTile scores = { shared + SCORES }, keys = { shared + KEYS };
+#pragma unroll 1
+    for (int b = 0; b < block_of(); ++b) {
+        unsigned left[4], right[4];
+        if (b > 0) decay_sums(shared + DECAYS, b, channel, sums);
+        if (DECAY && b == 2) {
+            float x[OWN];
+            weigh(sums, q, from, x);
+            store_sums(x, shared + MIDDLE, channel);
+        }
+        scores.left(block_of() * ROW_BLOCK, b * ROW_BLOCK, left);
+        keys.right(b * ROW_BLOCK, column, right);
+        multiply_add(left, right[0], right[1], sums[0]);
+        multiply_add(left, right[2], right[3], sums[1]);
+    }
+}
+
+// And with later blocks: sums of A_ij exp(..) q_i, decayed from the exit of this block.
+template <bool DECAY> __device__ __forceinline__ void add_later_blocks(unsigned shared, int column, int channel, const unsigned (&k)[4], const float (&to)[OWN], MmaSums (&sums)[2])
+{
+    const SlabTile scores = { shared + SCORES }, queries = { shared + QUERIES };
+#pragma unroll 1
+    for (int b = ROW_BLOCKS - 1; b > block_of(); --b) {
+        unsigned left[4], right[4];
+        if (b < ROW_BLOCKS - 1) decay_sums(shared + DECAYS, b, channel, sums);
+        if (DECAY && b == 1) {
+            float x[OWN];
+            weigh(sums, k, to, x);
+            store_sums(x, shared + MIDDLE, channel);
+        }
+        scores.left_of_transpose(b * ROW_BLOCK, block_of() * ROW_BLOCK, left);
+        queries.right(b * ROW_BLOCK, column, right);
+        multiply_add(left, right[0], right[1], sums[0]);
+        multiply_add(left, right[2], right[3], sums[1]);
+    }
+}
+
+// The chunk's rows x (dO or v) times a state, for this warp's rows and 16 channels.
+__device__ __forceinline__ void multiply_state(WideTile x, SlabTile state, int column, MmaSums (&sums)[2])
+{
+#pragma unroll
+    for (int e = 0; e < WIDTH; e += MMA_SUMMANDS) {
+        unsigned left[4], right[4];
+        x.left(block_of() * ROW_BLOCK, e, left);
+        state.right(e, column, right);
+        multiply_add(left, right[0], right[1], sums[0]);
+        multiply_add(left, right[2], right[3], sums[1]);
+    }
+}
+
+// One side of the gradients outside the 16 rows: d += factor . (pairs + outer . inter). Also its paths: their sums from each row on (or before it) in dg, those of the inter part over all rows.
+template <bool DECAY, bool QUERY> __device__ __forceinline__ void add_outside(
+    const MmaSums (&pairs)[2], const MmaSums (&inter)[2], const unsigned (&own)[4], const float (&factor)[OWN], const float (&outer)[4], unsigned sums, int channel, float (&d)[OWN], MmaSums (&dg)[2])
+{
+    float x[OWN], path[OWN];
+    unpack(own, x);
+#pragma unroll
+    for (int i = 0; i < OWN; ++i) {
+        const float part = factor[i] * outer[channel_of(i)] * inter[i / 4].at[i % 4], both = fmaf(factor[i], pairs[i / 4].at[i % 4], part);
+        d[i] += both;
+        path[i] = x[i] * part;
+        x[i] *= both;
+    }
+    if (!DECAY) return;
+    store_sums(path, sums, channel);
+    unsigned high[4], low[4];
+    pack(x, high);
+    unpack(high, path);
+#pragma unroll
+    for (int i = 0; i < OWN; ++i) x[i] -= path[i];  // what the rounding left: these sums carry most of dg
+    pack(x, low);
+    const unsigned triangle = QUERY ? ones_from_row() : ones_before_row(), ones[4] = { triangle, QUERY ? 0 : ONES, QUERY ? ONES : 0, triangle };
+    multiply_rows(ones, high, dg);
+    multiply_rows(ones, low, dg);
+}
+
+// Paths that end or begin in other blocks of rows, or pass through the chunk.
+__device__ __forceinline__ void add_other_blocks(unsigned shared, int channel, MmaSums (&dg)[2])
+{
+    float sum[4] = {}, through[4] = {}, x[4];
+    const auto add = [&](unsigned sums, int block, float (&to)[4]) {
+        load_sums(sums, block, channel, x);
+#pragma unroll
+        for (int c = 0; c < 4; ++c) to[c] += x[c];
+    };
+#pragma unroll 1
+    for (int warp = 0; warp < WARPS; ++warp) add(shared + THROUGH, warp, through);
+    decay_over(shared + DECAYS, 0, ROW_BLOCKS, channel, 1.0f, sum);
+#pragma unroll
+    for (int c = 0; c < 4; ++c) sum[c] *= through[c];
+#pragma unroll 1
+    for (int b = block_of() + 1; b < ROW_BLOCKS; ++b) add(shared + ARRIVING, b, sum);
+#pragma unroll 1
+    for (int b = 0; b < block_of(); ++b) add(shared + DEPARTING, b, sum);
+    if (block_of() == 1) add(shared + MIDDLE, 0, sum);
+    if (block_of() == 2) add(shared + MIDDLE, 3, sum);
+#pragma unroll
+    for (int i = 0; i < OWN; ++i) dg[i / 4].at[i % 4] += sum[channel_of(i)];
+}
+
+// ---- The kernel ----
+
+struct Call {
+    const bf16 *q, *k;
+    int q_stride, k_stride;
+    Decay g;
+    float scale;
+};
+
+// The decay over each block, and the operands of other blocks: queries decayed from their block's entry, keys to its exit.
+template <bool QUERY, bool KEY, bool DECAY> __device__ __forceinline__ void decay_operands(unsigned shared, const Chunk& chunk, const Call& call)
+{
+    constexpr int STEPS = SHARE / CHANNELS;
+    float a[STEPS][OWN];
+    unsigned q[STEPS][4], k[STEPS][4];
+#pragma unroll
+    for (int step = 0; step < STEPS; ++step) {  // all loads are under way before the first is waited for
+        chunk.load_logs(call.g, step, a[step]);
+        if (KEY || DECAY) chunk.load(call.q, call.q_stride, step, q[step]);
+        if (QUERY || DECAY) chunk.load(call.k, call.k_stride, step, k[step]);
+    }
+#pragma unroll
+    for (int step = 0; step < STEPS; ++step) {
+        const int row = block_of() * ROW_BLOCK, column = share_of() + step * CHANNELS;
+        exp2_all(a[step]);
+        const Decays decays = climb(a[step], [](auto, const float (&)[OWN]) {});
+        if (lane_of() < 4)
+            store_shared(sums_at(shared + DECAYS, block_of(), chunk.channel(step)),
+                make_float4(decays.from[0] * decays.to[0], decays.from[1] * decays.to[1], decays.from[4] * decays.to[4], decays.from[5] * decays.to[5]));
+        const auto store = [&](const unsigned (&x)[4], const float (&factor)[OWN], SlabTile tile) {
+            unsigned y[4];
+            scale_pairs(x, factor, y);
+#pragma unroll
+            for (int p = 0; p < 4; ++p) tile.store_pair(row, column, p, y[p]);
+        };
+        if (KEY || DECAY) store(q[step], decays.from, { shared + QUERIES });
+        if (QUERY || DECAY) store(k[step], decays.to, { shared + KEYS });
+    }
+}
+
+template <bool QUERY, bool KEY, bool DECAY> __device__ __forceinline__ void make_gradients(unsigned shared, const Chunk& chunk, const Call& call, int step, Gradients& d)
+{
+    const int column = share_of() + step * CHANNELS, channel = chunk.channel(step);
+    float a[OWN], outer[4];
+    unsigned q[4] = {}, k[4] = {};
+    chunk.load_logs(call.g, step, a);
+    if (KEY || DECAY) chunk.load(call.q, call.q_stride, step, q);
+    if (QUERY || DECAY) chunk.load(call.k, call.k_stride, step, k);
+    exp2_all(a);
+    const LevelScores scores({ shared + SCORES });
+    const Decays decays = climb(a, [&](auto level, const float (&factor)[OWN]) { add_level<DECAY, decltype(level)::count>(q, k, factor, scores, d); });
+    add_own<QUERY, KEY>(q, k, scores.own, d);
+    if (QUERY || DECAY) {
+        MmaSums pairs[2] = {}, inter[2] = {};
+        add_earlier_blocks<DECAY>(shared, column, channel, q, decays.from, pairs);
+        multiply_state({ shared + OUT }, { shared + ENTERING }, column, inter);
+        decay_over(shared + DECAYS, 0, block_of(), channel, call.scale, outer);
+        add_outside<DECAY, true>(pairs, inter, q, decays.from, outer, shared + ARRIVING, channel, d.dq, d.dg);
+    }
+    if (KEY || DECAY) {
+        MmaSums pairs[2] = {}, inter[2] = {};
+        add_later_blocks<DECAY>(shared, column, channel, k, decays.to, pairs);
+        multiply_state({ shared + V }, { shared + LEAVING }, column, inter);
+        decay_over(shared + DECAYS, block_of() + 1, ROW_BLOCKS, channel, 1.0f, outer);
+        add_outside<DECAY, false>(pairs, inter, k, decays.to, outer, shared + DEPARTING, channel, d.dk, d.dg);
+    }
+}
+
+__device__ __forceinline__ void fetch_state(const bf16* from, SlabTile tile)
+{
+    constexpr int PIECES = SLAB / 8, STRIDE = THREADS / PIECES;
+    const int row = threadIdx.x / PIECES, piece = threadIdx.x % PIECES;
+#pragma unroll
+    for (int i = 0; i < WIDTH; i += STRIDE) copy16_async(tile.piece(row, piece) + i * SlabTile::ROW_BYTES, from + (row + i) * WIDTH + piece * 8, 16);
+}
+
+template <bool QUERY, bool KEY, bool DECAY> __device__ __forceinline__ void chunk_gradients(
+    const bf16* q, const bf16* k, const bf16* v, const bf16* d_out, const float* decay, int64 tokens, int heads, int key_heads, int width, int value_width, int64 batches,
+    float scale, const bf16* entering, const bf16* leaving, bf16* dq, bf16* dk, float* d_decay)
+{
+    extern __shared__ __align__(1024) unsigned char memory[];
+    unsigned shared = shared_address(memory);
+    const int slabs = (width + SLAB - 1) / SLAB, slab = blockIdx.x % slabs * SLAB;
+    const unsigned unit = blockIdx.x / slabs;  // (chunk, b, h)
+    const int64 head = unit % heads, batch = unit / heads % (unsigned)batches, first = (int64)(unit / heads / (unsigned)batches) * CHUNK, key_head = head / (heads / key_heads);
+    const Chunk chunk = { first, tokens - first < CHUNK ? (int)(tokens - first) : CHUNK, slab, width };
+    const Rows queries = rows_of(q, batch, tokens, heads, head, width), keys = rows_of(k, batch, tokens, key_heads, key_head, width);
+    const Call call = { queries.start, keys.start, queries.stride, keys.stride, decay_of(decay, PER_CHANNEL, batch, tokens, heads, head, width), scale };
+
+    rows_of(v, batch, tokens, key_heads, key_head, value_width).fetch<THREADS>(first, chunk.rows, WideTile { shared + V });
+    rows_of(d_out, batch, tokens, heads, head, value_width).fetch<THREADS>(first, chunk.rows, WideTile { shared + OUT });
+    commit_copies();
+    if (QUERY || DECAY) fetch_state(entering + (int64)unit * CHUNK_STATE + slab, { shared + ENTERING });
+    if (KEY || DECAY) fetch_state(leaving + (int64)unit * CHUNK_STATE + slab, { shared + LEAVING });
+    commit_copies();
+    decay_operands<QUERY, KEY, DECAY>(shared, chunk, call);
+    wait_copies<1>();
+    __syncthreads();
+    make_scores(shared, scale);
+    wait_copies<0>();
+    __syncthreads();
+    if (DECAY) multiply_states({ shared + ENTERING }, { shared + LEAVING }, shared + THROUGH);
+
+    const int64 row = (batch * tokens * heads + head) * width;
+    MmaSums dg[SHARE / CHANNELS][2];
+#pragma unroll
+    for (int step = 0; step < SHARE / CHANNELS; ++step) {
+        Gradients d;
+        keep_in_loop(shared);
+        make_gradients<QUERY, KEY, DECAY>(shared, chunk, call, step, d);
+        if (QUERY) chunk.store(d.dq, step, dq + row, queries.stride);
+        if (KEY && dk) chunk.store(d.dk, step, dk + row, queries.stride);
+        dg[step][0] = d.dg[0], dg[step][1] = d.dg[1];
+    }
+    if constexpr (DECAY) {
+        __syncthreads();
+#pragma unroll
+        for (int step = 0; step < SHARE / CHANNELS; ++step) {
+            add_other_blocks(shared, chunk.channel(step), dg[step]);
+#pragma unroll
+            for (int i = 0; i < 2; ++i)
+                if (chunk.has(i, step))
+                    *(float4*)(d_decay + row + chunk.offset(i, step, queries.stride)) = make_float4(dg[step][0].at[2 * i], dg[step][0].at[2 * i + 1], dg[step][1].at[2 * i], dg[step][1].at[2 * i + 1]);
+        }
+    }
+}
+
+#define GRADIENT_PARAMETERS                                                                                                                                          \
+    const bf16 *q, const bf16 *k, const bf16 *v, const bf16 *d_out, const float *decay, int64 tokens, int heads, int key_heads, int width, int value_width, \
+        int64 batches, float scale, const bf16 *entering, const bf16 *leaving, bf16 *dq, bf16 *dk, float *d_decay
+#define GRADIENT_ARGUMENTS q, k, v, d_out, decay, tokens, heads, key_heads, width, value_width, batches, scale, entering, leaving, dq, dk, d_decay
+
+// What a kernel does not need is null: q, leaving, dk and d_decay for dq; k, entering, dq and d_decay for dk. With d_decay, dk may be null.
+KERNEL __launch_bounds__(THREADS, 2) linear_attention_channel_bwd_query(GRADIENT_PARAMETERS) { chunk_gradients<true, false, false>(GRADIENT_ARGUMENTS); }
+
+KERNEL __launch_bounds__(THREADS, 2) linear_attention_channel_bwd_key(GRADIENT_PARAMETERS) { chunk_gradients<false, true, false>(GRADIENT_ARGUMENTS); }
+
+KERNEL __launch_bounds__(THREADS, 2) linear_attention_channel_bwd_key_decay(GRADIENT_PARAMETERS) { chunk_gradients<false, true, true>(GRADIENT_ARGUMENTS); }
+
+#endif
