@@ -53,6 +53,8 @@ public static partial class OpCases
         new(5000, 16, 16, Decay: 0.01, States: true, Kind: DecayKind.Token), // more sub-chunks than one segment of states
         new(600, 128, 128, H: 1, Hk: 1, Decay: 0.05, States: true), // several segments of the widths that models have
         new(600, 64, 64, H: 2, Hk: 1, Decay: 0.05, States: true),
+        new(300, 128, 64, H: 1, Hk: 1, Decay: 0.05, States: true),
+        new(300, 64, 128, H: 1, Hk: 1, Decay: 0.05, States: true),
         new(600, 64, 64, H: 1, Hk: 1, Decay: 0.05, States: true, Kind: DecayKind.Token),
         new(600, 64, 64, H: 1, Hk: 1, Decay: 0.05, States: true, Kind: DecayKind.Channel),
     ];

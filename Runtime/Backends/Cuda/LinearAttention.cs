@@ -125,7 +125,7 @@ internal sealed partial class CudaBackend
     /// <summary>states [segments, B, H, D, E]: what each segment leaves, entered with zero.</summary>
     private void SegmentStates(AttentionPass pass, AttentionOperand k, AttentionOperand v, double scale, nint states)
     {
-        if (RunsOnWarpgroups(pass, k, v))
+        if (RunsOnWarpgroups(pass, states, k, v))
         {
             SegmentStatesOnWarpgroups(pass, k, v, scale, states);
             return;
@@ -160,7 +160,7 @@ internal sealed partial class CudaBackend
     private void Output(
         AttentionPass pass, AttentionOperand q, AttentionOperand k, AttentionOperand v, double keyScale, double outputScale, nint entering, bool transposed, Tensor output, bool channelsAreValues)
     {
-        if (q.Heads >= k.Heads && RunsOnWarpgroups(pass, q, k, v, AttentionOperand.Of(output)))
+        if (q.Heads >= k.Heads && RunsOnWarpgroups(pass, entering, q, k, v, AttentionOperand.Of(output)))
         {
             OutputOnWarpgroups(pass, q, k, v, keyScale, outputScale, entering, transposed, output);
             return;

@@ -49,7 +49,7 @@ internal sealed partial class CudaBackend
             return;
         }
         EdgeStates leaving = Enter(pass, queries, outputs, scale, dFinalState, segments, spare: grouped);
-        if (!grouped && RunsOnWarpgroups(pass, queries, AttentionOperand.Of(k), AttentionOperand.Of(v), outputs, AttentionOperand.Of(dk), AttentionOperand.Of(dv)))
+        if (!grouped && RunsOnWarpgroups(pass, leaving.Pointer, queries, AttentionOperand.Of(k), AttentionOperand.Of(v), outputs, AttentionOperand.Of(dk), AttentionOperand.Of(dv)))
         {
             KeyValueOnWarpgroups(pass, q, k, v, dO, scale, leaving.Pointer, dk, dv);
             return;

@@ -2,7 +2,7 @@ namespace LaspNative.Runtime.Cuda;
 
 /// <summary>
 /// Linear attention on Hopper's warpgroup products (linear_attention_state_wgmma.cu, linear_attention_output_wgmma.cu, linear_attention_key_value_wgmma.cu): bf16, one decay for all channels, widths
-/// of multiples of 8 up to 128, and tensors that start on 16 bytes. Other bf16, and everything under LASP_FORCE_SM80, is for LinearAttentionTensorCores.cs.
+/// of multiples of 8 up to 128, and tensors and states that start on 16 bytes. Other bf16, and everything under LASP_FORCE_SM80, is for LinearAttentionTensorCores.cs.
 /// </summary>
 internal sealed partial class CudaBackend
 {
@@ -23,9 +23,9 @@ internal sealed partial class CudaBackend
 
     private static long FilledWidth(AttentionOperand operand) => IsWide(operand) ? WarpgroupWidth : WarpgroupWidth / 2;
 
-    private bool RunsOnWarpgroups(AttentionPass pass, params ReadOnlySpan<AttentionOperand> operands)
+    private bool RunsOnWarpgroups(AttentionPass pass, nint states, params ReadOnlySpan<AttentionOperand> operands)
     {
-        bool fits = pass.Element == DType.BF16 && !pass.PerChannel;
+        bool fits = pass.Element == DType.BF16 && !pass.PerChannel && states % 16 == 0;
         foreach (AttentionOperand operand in operands) fits &= FitsWarpgroups(operand.Width) && operand.Pointer % 16 == 0;
         return fits;
     }
