@@ -2,7 +2,7 @@
 //     logits[r, :] = gradient_scale * (softmax(logits[r]) - onehot(label)).
 // A negative label gives loss 0 and gradient 0; a label beyond V gives a loss of NaN, for there is no such class.
 // Launch: one block per row, of 1024 threads where the row has work for them, with shared memory for its first `kept` columns (a multiple of 8). The second pass, for
-// the gradient, finds those there and the others in the cache, as few rows are under way at once: a row crosses memory once in each direction. fp32, deterministic.
+// the gradient, finds those there and most others in the cache, as few rows are under way at once. fp32, deterministic.
 #include "common.cuh"
 
 constexpr int THREADS = 1024;

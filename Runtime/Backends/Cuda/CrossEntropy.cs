@@ -6,8 +6,8 @@ internal sealed partial class CudaBackend
     /// <summary>The most threads of a block: THREADS of cross_entropy.cu.</summary>
     private const long CrossEntropyThreads = 1024;
 
-    /// <summary>What the kernel takes of shared memory beside the row.</summary>
-    private const long CrossEntropyScratch = 128;
+    /// <summary>How much of a row waits in shared memory for the second pass: more would take from the cache that the loads in flight go through, and was slower.</summary>
+    private const long CrossEntropyKeptBytes = 80 << 10;
 
     /// <summary>A label beyond the vocabulary cannot be named here, for the labels are on the GPU: it makes the loss NaN.</summary>
     public void CrossEntropyInPlace(Tensor logits, Tensor labels, double gradientScale, Tensor losses)
@@ -17,7 +17,7 @@ internal sealed partial class CudaBackend
         RequireType(losses, DType.F32);
         RequireSameCount(labels, losses);
         if (logits.Shape.Rows != labels.Count) throw new LaspException($"{labels.Count} labels do not fit logits of shape {logits.Shape}");
-        long columns = logits.Shape[-1], kept = Math.Min(columns, (_device.MaxSharedBytes - CrossEntropyScratch) / logits.DType.Size()) / Pack * Pack;
+        long columns = logits.Shape[-1], kept = Math.Min(columns, CrossEntropyKeptBytes / logits.DType.Size()) / Pack * Pack;
         uint threads = (uint)Math.Clamp(RoundUp(CeilDivide(columns, Pack), WarpThreads), WarpThreads, CrossEntropyThreads);
         Launch(
             "cross_entropy", "cross_entropy_in_place", logits.DType, Blocks(labels.Count, threads, kept * logits.DType.Size()),
