@@ -232,7 +232,7 @@ public interface IBackend
 
     /// <summary>
     /// Adds the gradients that pass through this block: with p_ij = exp(scale q_i.k_j - logSumExp_i) and ds_ij = p_ij (dO_i.v_j - delta_i): dq_i += scale sum_j ds_ij k_j, dk_j += scale sum_i ds_ij q_i,
-    /// dv_j += sum_i p_ij dO_i. logSumExp and delta are the whole row's. dq [B,C,H,D], dk [B,M,Hk,D], dv [B,M,Hk,E] of Acc; heads of a group are summed in order.
+    /// dv_j += sum_i p_ij dO_i. logSumExp and delta are the whole row's. dq [B,C,H,D], dk [B,M,Hk,D], dv [B,M,Hk,E] of Acc; heads of a group are summed in a fixed order.
     /// </summary>
     void SoftmaxAttentionBackward(Tensor q, Tensor k, Tensor v, Tensor dO, Tensor logSumExp, Tensor delta, Tensor ranges, long firstKey, double scale, Tensor dq, Tensor dk, Tensor dv);
 
