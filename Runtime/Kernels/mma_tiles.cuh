@@ -57,11 +57,12 @@ template <int BLOCK_THREADS, int COLUMNS> __device__ __forceinline__ void fill(c
     constexpr int ROW_PACKS = COLUMNS / PACK, AT_ONCE = BLOCK_THREADS / ROW_PACKS;
     const int thread = thread_again(), pack = thread % ROW_PACKS, first = thread / ROW_PACKS;
     const int columns = x.columns - pack * PACK, rows = columns > 0 ? chunk.rows : 0;
-    const bf16* from = (const bf16*)x.start + (chunk.token(first) * x.stride + pack * PACK);
+    const bf16* const start = (const bf16*)x.start;
+    const bf16* from = start + (chunk.token(first) * x.stride + pack * PACK);
     const int64 step = (int64)AT_ONCE * chunk.direction() * x.stride;
     if (packs_fit(x.stride, x.start) && x.columns % PACK == 0) {
 #pragma unroll
-        for (int row = first; row < first + TILE; row += AT_ONCE, from += step) copy16_async(tile.place(row, pack), from, row < rows ? 16 : 0);
+        for (int row = first; row < first + TILE; row += AT_ONCE, from += step) copy16_async(tile.place(row, pack), row < rows ? from : start, row < rows ? 16 : 0);
     } else {
 #pragma unroll 1
         for (int row = first; row < TILE; row += AT_ONCE, from += step) store_shared(tile.place(row, pack), gather_pack(from, row < rows ? columns : 0));
@@ -87,7 +88,8 @@ struct MmaDecay {
     static __device__ __forceinline__ void fill(const HeadDecay& g, const Chunk& chunk, unsigned steps)
     {
         const int row = thread_again();
-        if (row < TILE) copy4_async(steps + 4 * row, g.start + chunk.token(row) * g.stride, g.decays && row < chunk.rows ? 4 : 0);
+        const bool exists = g.decays && row < chunk.rows;
+        if (row < TILE) copy4_async(steps + 4 * row, exists ? g.start + chunk.token(row) * g.stride : g.start, exists ? 4 : 0);
     }
 
     // By all lanes of a warp, for themselves; a lane takes two rows. Both directions are summed, so that no sum is a difference.
