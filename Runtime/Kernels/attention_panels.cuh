@@ -28,8 +28,8 @@ template <int STAGES> struct Handover {
     {
         if (threadIdx.x == 0)
             for (int i = 0; i < STAGES; ++i) {
-                init_barrier(full[i], PRODUCER_WARPS);
-                init_barrier(empty[i], consumers * WARPGROUP / WARP);
+                init_barrier(full[i], WARPGROUP);
+                init_barrier(empty[i], consumers * WARPGROUP);
             }
         __syncthreads();
     }
@@ -47,14 +47,14 @@ template <int STAGES> struct Handover {
             if (i < AHEAD) continue;
             wait_copies<AHEAD>();
             publish_to_products();
-            arrive_warp(full[(i - AHEAD) % STAGES]);
+            arrive(full[(i - AHEAD) % STAGES]);
         }
     }
 
     // By the consumers.
     __device__ __forceinline__ void take(int i) { wait_turn(full[i % STAGES], i / STAGES & 1); }
 
-    __device__ __forceinline__ void release(int i) { arrive_warp(empty[i % STAGES]); }
+    __device__ __forceinline__ void release(int i) { arrive(empty[i % STAGES]); }
 };
 
 // ---- Filling, by warpgroup 0 ----

@@ -53,14 +53,13 @@ template <bool PER_CHANNEL> __device__ __forceinline__ void segment_state(
 }
 
 // Launch, both: 256 threads; one block per (segment, b, h, 64 columns of D, 64 columns of E), the last of these fastest.
-#if LASP_ELEMENT_F32  // bf16: linear_attention_mma.cu and linear_attention_state_wgmma.cu
+// bf16 has faster ones (linear_attention_mma.cu, linear_attention_state_wgmma.cu), whose weighted operands are rounded; this one is for the gradients of decays.
 KERNEL __launch_bounds__(THREADS) linear_attention_state(
     const element* k, const element* v, const float* decay, int kind, int64 tokens, int heads, int key_heads, int width, int value_width, int64 batches,
     int64 segment_tokens, int reverse, float scale_factor, float* states)
 {
     segment_state<false>(k, v, decay, kind, tokens, heads, key_heads, width, value_width, batches, segment_tokens, reverse, scale_factor, states);
 }
-#endif
 
 KERNEL __launch_bounds__(THREADS) linear_attention_state_per_channel(
     const element* k, const element* v, const float* decay, int kind, int64 tokens, int heads, int key_heads, int width, int value_width, int64 batches,

@@ -106,12 +106,14 @@ template <typename Output> __device__ __forceinline__ void attend(
 }
 
 // Launch: BLOCK threads (256, or 128 for bf16); one block per (64 queries, b, h, 128 columns of E), the last fastest.
+#if LASP_ELEMENT_BF16  // in fp32 the one below is the same
 KERNEL __launch_bounds__(BLOCK, RESIDENT) softmax_attention_fwd(
     const element* q, const element* k, const element* v, const int64* ranges, int64 first_key, int64 queries, int keys, int heads, int key_heads, int width, int value_width,
     int64 batches, float scale_factor, element* o, float* log_sum_exp)
 {
     attend(q, k, v, ranges, first_key, queries, keys, heads, key_heads, width, value_width, batches, scale_factor, o, log_sum_exp);
 }
+#endif
 
 KERNEL __launch_bounds__(BLOCK, RESIDENT) softmax_attention_fwd_f32(
     const element* q, const element* k, const element* v, const int64* ranges, int64 first_key, int64 queries, int keys, int heads, int key_heads, int width, int value_width,
@@ -159,6 +161,8 @@ template <typename Output> __device__ __forceinline__ void dot_rows(const Output
 }
 
 // delta[row] = sum of o * dO over the row, what the softmax's backward subtracts; o, dO [rows, columns]. Launch: one warp per row, blocks of 256.
+#if LASP_ELEMENT_BF16
 KERNEL softmax_delta(const element* o, const element* d_out, int64 rows, int64 columns, float* delta) { dot_rows(o, d_out, rows, columns, delta); }
+#endif
 
 KERNEL softmax_delta_f32(const float* o, const element* d_out, int64 rows, int64 columns, float* delta) { dot_rows(o, d_out, rows, columns, delta); }

@@ -25,6 +25,12 @@ internal sealed partial class CudaBackend
         public int Direction => Reverse ? 1 : 0;
 
         public bool PerChannel => Decay.Kind == DecayKind.PerChannel;
+
+        /// <summary>
+        /// Whether the gradient of a decay per token or channel may take its states as bf16 operands: over a long run of wide heads their rounding is lost in that of the products; over a short one,
+        /// where an initial state weighs much, or with few channels to average over, it would show.
+        /// </summary>
+        public bool PaysRoundedStates => Run.Tokens >= 256 && Run.KeyWidth >= 64 && Run.ValueWidth >= 64;
     }
 
     /// <summary>
@@ -122,15 +128,15 @@ internal sealed partial class CudaBackend
         return new AttentionScratch(first, stateBytes, factors, factors + (nint)factorBytes);
     }
 
-    /// <summary>states [segments, B, H, D, E]: what each segment leaves, entered with zero.</summary>
-    private void SegmentStates(AttentionPass pass, AttentionOperand k, AttentionOperand v, double scale, nint states)
+    /// <summary>states [segments, B, H, D, E]: what each segment leaves, entered with zero. <paramref name="exact"/>: from operands that no weight has rounded.</summary>
+    private void SegmentStates(AttentionPass pass, AttentionOperand k, AttentionOperand v, double scale, nint states, bool exact = false)
     {
-        if (RunsOnWarpgroups(pass, states, k, v))
+        if (!exact && RunsOnWarpgroups(pass, states, k, v))
         {
             SegmentStatesOnWarpgroups(pass, k, v, scale, states);
             return;
         }
-        if (RunsOnTensorCores(pass))
+        if (!exact && RunsOnTensorCores(pass))
         {
             SegmentStatesOnTensorCores(pass, k, v, scale, states);
             return;

@@ -76,7 +76,7 @@ internal sealed partial class CudaBackend
         var call = new DecayGradientCall(q, k, v, dO, initialState, dFinalState, scale, dDecay, entering, leaving);
         var pass = new AttentionPass(run, q.DType, AttentionDecay.Of(decay, run), Reverse: false);
         if (pass.Decay.Kind == DecayKind.PerHead) HeadDecayGradient(pass, call);
-        else if (RunsOnChannelKernels(pass, pass.Decay.Kind, q.Pointer, k.Pointer, v.Pointer, dO.Pointer, dDecay.Pointer)) ChannelDecayGradient(pass, call);
+        else if (pass.PaysRoundedStates && RunsOnChannelKernels(pass, pass.Decay.Kind, q.Pointer, k.Pointer, v.Pointer, dO.Pointer, dDecay.Pointer)) ChannelDecayGradient(pass, call);
         else DecayGradient(pass with { Run = run with { SegmentTokens = AttentionRun.Tile } }, call with { Entering = null, Leaving = null });
     }
 
@@ -88,7 +88,7 @@ internal sealed partial class CudaBackend
     {
         AttentionRun run = pass.Run;
         long units = run.Segments * run.Batches;
-        AttentionScratch scratch = Scratch(pass, states: call.Entering is null ? 2 : 0, more: units * run.Heads * run.Tiles * sizeof(double));
+        AttentionScratch scratch = Scratch(pass, states: HasExactEdges(call) ? 0 : 2, more: units * run.Heads * run.Tiles * sizeof(double));
         (nint entering, nint leaving) = SegmentEdges(pass, call, scratch);
         const long Shared = 4 * AttentionRun.Tile * TilePitch * sizeof(float);
         Launch(
@@ -111,15 +111,18 @@ internal sealed partial class CudaBackend
             run.Heads, run.KeyHeads, run.KeyWidth, run.ValueWidth, run.Batches, (float)call.Scale, call.Result.Pointer);
     }
 
+    /// <summary>Whether the caller's segments are as exact as the gradient of a decay needs them: those of bf16 runs come from operands that weights have rounded.</summary>
+    private static bool HasExactEdges(DecayGradientCall call) => call is { Entering: not null, Leaving: not null } && call.Q.DType == DType.F32;
+
     /// <summary>The states that enter the segments, and the gradients of those that leave them: the caller's, or made in the scratch.</summary>
     private (nint Entering, nint Leaving) SegmentEdges(AttentionPass pass, DecayGradientCall call, AttentionScratch scratch)
     {
-        if (call is { Entering: not null, Leaving: not null }) return (SegmentPointer(pass.Run, call.Entering), SegmentPointer(pass.Run, call.Leaving));
+        if (HasExactEdges(call)) return (SegmentPointer(pass.Run, call.Entering!), SegmentPointer(pass.Run, call.Leaving!));
         AttentionPass backward = pass with { Reverse = true };
         (nint entering, nint leaving) = (scratch.States(0), scratch.States(1));
-        SegmentStates(pass, AttentionOperand.Of(call.K), AttentionOperand.Of(call.V), 1, entering);
+        SegmentStates(pass, AttentionOperand.Of(call.K), AttentionOperand.Of(call.V), 1, entering, exact: true);
         Scan(pass, entering, scratch.Factors, call.InitialState, entering, 0);
-        SegmentStates(backward, AttentionOperand.Of(call.Q), AttentionOperand.Of(call.OutputGradient), call.Scale, leaving);
+        SegmentStates(backward, AttentionOperand.Of(call.Q), AttentionOperand.Of(call.OutputGradient), call.Scale, leaving, exact: true);
         Scan(backward, leaving, scratch.Factors, call.FinalStateGradient, leaving, 0);
         return (entering, leaving);
     }
