@@ -20,7 +20,7 @@ constexpr int BLOCK_KEYS = CONSUMERS * KEYS;
 constexpr int STAGES = 2;
 constexpr int SHARE_PANEL = PANEL / 2;    // columns of fp32
 constexpr int NOTES = 8;                  // visits remembered: the share of dq of a step leaves up to four visits later
-constexpr int CONSUMER_THREADS = CONSUMERS * WARPGROUP;
+constexpr int CONSUMER_WARPS = CONSUMERS * WARPGROUP / WARP;
 constexpr int THREADS = (1 + CONSUMERS) * WARPGROUP;
 constexpr int PRODUCER_REGISTERS = 56, CONSUMER_REGISTERS = 224;
 constexpr int READY = 1;                  // named barrier of all consumers
@@ -85,12 +85,12 @@ struct Shared {
     __device__ __forceinline__ void init()
     {
         for (int s = 0; s < STAGES; ++s) {
-            init_barrier(stage_full[s], WARP);
-            init_barrier(stage_empty[s], CONSUMER_THREADS);
-            init_barrier(ds_full[s], CONSUMER_THREADS);
-            init_barrier(ds_empty[s], CONSUMER_THREADS);
+            init_barrier(stage_full[s], 1);
+            init_barrier(stage_empty[s], CONSUMER_WARPS);
+            init_barrier(ds_full[s], CONSUMER_WARPS);
+            init_barrier(ds_empty[s], CONSUMER_WARPS);
         }
-        init_barrier(share_full, CONSUMER_THREADS);
+        init_barrier(share_full, CONSUMER_WARPS);
         init_barrier(share_empty, 1);
     }
 };
@@ -208,7 +208,7 @@ template <int D> __device__ __forceinline__ void fill_stage(const Call& call, co
         if (visit.run >= 0) copy_queries<D>(call, { 0, visit.head, (int)query, (int)unit.batch }, tiles, stage, shared.stage_full[stage]);
     }
     fetched.store(shared.rows[stage]);
-    arrive(shared.stage_full[stage]);
+    arrive_warp(shared.stage_full[stage]);
 }
 
 template <int D> __device__ __forceinline__ void produce(const Call& call, const Unit& unit, const Tiles<D>& tiles, Shared& shared)
@@ -360,7 +360,7 @@ template <int D> struct Consumer {
 
     __device__ __forceinline__ void store_share(int step, const Sums<D / CONSUMERS>& share)
     {
-        arrive(shared.ds_empty[step % 2]);
+        arrive_warp(shared.ds_empty[step % 2]);
         wait_turn(shared.share_empty, (step & 1) ^ 1);
         const int column = sums_column(0);  // the others are 8 further each: two packs, and a panel after four of them
         unsigned start = tiles.share + number * (D / CONSUMERS / SHARE_PANEL) * QUERIES * PANEL_ROW + panel_offset(sums_row(0), column / 4) + column % 4 * 4;
@@ -371,7 +371,7 @@ template <int D> struct Consumer {
             asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(to), "f"(scale * share.at[i]), "f"(scale * share.at[i + 1]) : "memory");
         }
         publish_to_products();
-        arrive(shared.share_full);
+        arrive_warp(shared.share_full);
     }
 
     // Whether there is such a step, once that is known.
@@ -399,14 +399,14 @@ template <int D> struct Consumer {
         differentiate(shared.rows[step % STAGES]);
         wait_turn(shared.ds_empty[step % 2], (step / 2 & 1) ^ 1);
         store_ds(step % 2);
-        arrive(shared.ds_full[step % 2]);
+        arrive_warp(shared.ds_full[step % 2]);
     }
 
     // Returns the number of steps. Each turn ends one step while it starts the next: the tensor cores always have something to do.
     __device__ __forceinline__ int run()
     {
         if (!arrives(0)) {
-            arrive(shared.share_full);
+            arrive_warp(shared.share_full);
             return 0;
         }
         start_scores(0);
@@ -420,7 +420,7 @@ template <int D> struct Consumer {
             start_sums(step - 1);
             wait_products<0>();
             start_scores(step);
-            arrive(shared.stage_empty[(step - 1) % STAGES]);
+            arrive_warp(shared.stage_empty[(step - 1) % STAGES]);
             Sums<D / CONSUMERS> share;
             start_share(step - 1, share);
             wait_products<1>();
@@ -440,7 +440,7 @@ template <int D> struct Consumer {
         pin(share);
         store_share(step - 1, share);
         wait_turn(shared.share_empty, (step & 1) ^ 1);
-        arrive(shared.share_full);  // no more
+        arrive_warp(shared.share_full);  // no more
         return step;
     }
 };
