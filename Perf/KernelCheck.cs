@@ -5,7 +5,7 @@ using LaspNative.Runtime.Cuda;
 namespace LaspNative.Perf;
 
 /// <summary>
-/// Compiles every kernel for every architecture and element type with NVRTC, no GPU needed, and compares registers and spills with the committed
+/// Compiles every kernel for every architecture and element type with NVRTC, no GPU needed, and compares registers, spills and declared shared memory with the committed
 /// budgets (Runtime/Kernels/budgets.txt). A kernel that does not compile, has no budget or exceeds it is an offence; so is a budget of a kernel that is gone.
 /// </summary>
 public static class KernelCheck
@@ -33,7 +33,7 @@ public static class KernelCheck
         foreach ((KernelKey key, KernelResources resources) in measured)
         {
             if (!budgets.TryGetValue(key, out KernelBudget budget)) offences.Add($"{key} has no budget; measure it with 'kernels --write' and review the change");
-            else if (!budget.Allows(resources)) offences.Add($"{key} uses {resources.Registers} registers and spills {Spills(resources)} bytes; its budget is {budget.Registers} and {budget.SpillBytes}");
+            else if (!budget.Allows(resources)) offences.Add($"{key} uses {new KernelBudget(resources.Registers, Spills(resources), resources.SharedBytes)}; its budget is {budget}");
         }
         HashSet<KernelKey> known = [.. measured.Select(m => m.Key)];
         if (offences.Count == 0) offences.AddRange(budgets.Keys.Where(k => !known.Contains(k)).Select(k => $"{k} has a budget but does not exist; run 'kernels --write'"));
