@@ -146,14 +146,6 @@ private:
     }
 };
 
-// 2^x for x that is seldom below -126, where it is zero.
-__device__ __forceinline__ float exp2_flushed(float x)
-{
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
 // ---- Writing, by a consumer ----
 
 // 16 bytes of shared memory.

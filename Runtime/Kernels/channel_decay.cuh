@@ -13,16 +13,8 @@ constexpr int ROW_BLOCK = 16;       // rows of a warp
 constexpr int ROW_BLOCKS = CHUNK / ROW_BLOCK;
 constexpr int CHANNELS = 16;        // channels that a warp decays at a time
 constexpr int OWN = 8;              // elements of those 16 x 16 in a lane: 4 pairs of bf16, in the order of an mma's left operand
-constexpr float LOG2_E = 1.44269504f;
 
 enum ChannelDecayKind { PER_TOKEN = 2, PER_CHANNEL = 3 };  // DecayKind of the host
-
-__device__ __forceinline__ float exp2_fast(float x)
-{
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
 
 // Addresses that depend on x are computed where they are used: kept across a loop, they would not fit the registers.
 __device__ __forceinline__ void keep_in_loop(unsigned& x) { asm volatile("" : "+r"(x)); }

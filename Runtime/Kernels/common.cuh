@@ -169,7 +169,17 @@ template <typename T, typename Op> __device__ __forceinline__ T block_reduce(T x
     return x;
 }
 
-// ---- Activations ----
+// ---- Exponentials and activations ----
+
+constexpr float LOG2_E = 1.4426950408889634f;
+
+// 2^x by the hardware: a few units in the last place, and zero where the result would be subnormal.
+__device__ __forceinline__ float exp2_approximate(float x)
+{
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
 
 // By the hardware's exponential and reciprocal: a few units in the last place of fp32, and a tenth of the instructions, which would bound these maps.
 __device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }

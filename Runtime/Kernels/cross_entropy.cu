@@ -7,14 +7,6 @@
 
 constexpr int THREADS = 1024;
 constexpr int UNROLL = 4;  // packs that a thread reads before it uses the first
-constexpr float LOG2_E = 1.44269504f;
-
-__device__ __forceinline__ float exp2_approximate(float x)
-{
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
 
 extern __shared__ uint4 kept_row[];  // the first columns of the row, as they are stored
 

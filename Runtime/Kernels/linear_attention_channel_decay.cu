@@ -87,10 +87,10 @@ __device__ __forceinline__ void make_factors(unsigned decays, float scale, unsig
         between += (block == 0 && b == 1) || (block == 3 && b == 2) ? x : 0.0f;
     }
     const unsigned at = factors + (block * WIDTH + channel) * 4;
-    store_shared(at + BEFORE * FACTOR_BYTES, __float_as_uint(scale * exp2_fast(before)));
-    store_shared(at + AFTER * FACTOR_BYTES, __float_as_uint(exp2_fast(after)));
-    store_shared(at + BETWEEN * FACTOR_BYTES, __float_as_uint(exp2_fast(between)));
-    if (block == 0) store_shared(through + channel * 4, __float_as_uint(exp2_fast(sum + after)));
+    store_shared(at + BEFORE * FACTOR_BYTES, __float_as_uint(scale * exp2_approximate(before)));
+    store_shared(at + AFTER * FACTOR_BYTES, __float_as_uint(exp2_approximate(after)));
+    store_shared(at + BETWEEN * FACTOR_BYTES, __float_as_uint(exp2_approximate(between)));
+    if (block == 0) store_shared(through + channel * 4, __float_as_uint(exp2_approximate(sum + after)));
 }
 
 // ---- Decaying the operands of a chunk: warp (quarter, block) takes 16 rows and 32 channels ----
@@ -156,7 +156,7 @@ __device__ __forceinline__ void load_decays(unsigned decays, int row, int channe
 #pragma unroll
     for (int p = 0; p < 4; ++p) {
         const float2 g = load_float2(decay_piece(decays, first + p % 2 * 8, channel / 4 + p / 2 * 2 + lane_of() % 4 / 2) + lane_of() % 2 * 8);
-        a[2 * p] = exp2_fast(LOG2_E * g.x), a[2 * p + 1] = exp2_fast(LOG2_E * g.y);
+        a[2 * p] = exp2_approximate(LOG2_E * g.x), a[2 * p + 1] = exp2_approximate(LOG2_E * g.y);
     }
 }
 
@@ -261,11 +261,11 @@ template <bool REVERSE> __device__ __forceinline__ void decay_rows(
         const unsigned at = row + i * RowTile::ROW_BYTES + (((pair / 4) ^ swizzle(i)) << 4);
         if (REVERSE) sum.x += g[i].x, sum.y += g[i].y;
         const unsigned values = __float_as_uint(load_float(x.start + at));
-        store_shared(decayed.start + at, pack_bf16((REVERSE ? scale : 1.0f) * low_of(values) * exp2_fast(sum.x), (REVERSE ? scale : 1.0f) * high_of(values) * exp2_fast(sum.y)));
+        store_shared(decayed.start + at, pack_bf16((REVERSE ? scale : 1.0f) * low_of(values) * exp2_approximate(sum.x), (REVERSE ? scale : 1.0f) * high_of(values) * exp2_approximate(sum.y)));
         if (!REVERSE) sum.x += g[i].x, sum.y += g[i].y;
     }
     if (group != (REVERSE ? GROUPS - 1 : 0)) return;  // whose sum is that of all rows now
-    store_shared(through + 2 * pair * 4, make_float2(exp2_fast(sum.x), exp2_fast(sum.y)));
+    store_shared(through + 2 * pair * 4, make_float2(exp2_approximate(sum.x), exp2_approximate(sum.y)));
     log[0] += sum.x, log[1] += sum.y;
 }
 

@@ -88,7 +88,7 @@ struct Chunk {
 __device__ __forceinline__ void exp2_all(float (&x)[OWN])
 {
 #pragma unroll
-    for (int i = 0; i < OWN; ++i) x[i] = exp2_fast(x[i]);
+    for (int i = 0; i < OWN; ++i) x[i] = exp2_approximate(x[i]);
 }
 
 // Sums of a lane's elements over the block's 16 rows: one per channel, in every lane.

@@ -37,12 +37,12 @@ __device__ __forceinline__ void mask_scores(const Sums<TILE>& scores, const Deca
             for (int pair = 0; pair < 4; ++pair) {
                 const int i = 8 * block + 2 * pair, row = sums_row(i), column = sums_column(i);
                 const float2 logs = *(const float2*)(table.logs + column);
-                const float low = factor * scores.at[i] * exp2_flushed(row_logs[pair % 2] - logs.x), high = factor * scores.at[i + 1] * exp2_flushed(row_logs[pair % 2] - logs.y);
+                const float low = factor * scores.at[i] * exp2_approximate(row_logs[pair % 2] - logs.x), high = factor * scores.at[i + 1] * exp2_approximate(row_logs[pair % 2] - logs.y);
                 masked[block][pair] = pack_bf16(column <= row ? low : 0.0f, column < row ? high : 0.0f);
             }
         } else if (block < warp) {
             const float edge = table.end_of(block);
-            const float from_edge[2] = { factor * exp2_flushed(row_logs[0] - edge), factor * exp2_flushed(row_logs[1] - edge) };
+            const float from_edge[2] = { factor * exp2_approximate(row_logs[0] - edge), factor * exp2_approximate(row_logs[1] - edge) };
 #pragma unroll
             for (int pair = 0; pair < 4; ++pair) {
                 const int i = 8 * block + 2 * pair;
@@ -161,7 +161,7 @@ template <int D, int E> struct KeyValueWalk {
             mask_scores(scores, table, scale, masked);
             wait_products<1>();
             pin(out);
-            const float from_entry[2] = { exp2_flushed(table.logs[sums_row(0)]), exp2_flushed(table.logs[sums_row(2)]) };
+            const float from_entry[2] = { exp2_approximate(table.logs[sums_row(0)]), exp2_approximate(table.logs[sums_row(2)]) };
 #pragma unroll
             for (int i = 0; i < Sums<OUT>::COUNT; ++i) out.at[i] *= from_entry[i / 2 % 2];
             begin_products();

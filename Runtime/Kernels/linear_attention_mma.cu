@@ -119,8 +119,8 @@ template <int WIDTH, int WARPS> __device__ __forceinline__ void make_pairs(MmaTi
     pairs.for_each([&](int row, int column, int i, int n, int h) {
         const float log = decay.from_entry(row);
         const float2 from = decay.pair_from_entry(column);
-        const float first = column <= row ? factor * exp2_fast(log - from.x) * pairs.at[i][n].at[2 * h] : 0.0f;
-        const float second = column < row ? factor * exp2_fast(log - from.y) * pairs.at[i][n].at[2 * h + 1] : 0.0f;
+        const float first = column <= row ? factor * exp2_approximate(log - from.x) * pairs.at[i][n].at[2 * h] : 0.0f;
+        const float second = column < row ? factor * exp2_approximate(log - from.y) * pairs.at[i][n].at[2 * h + 1] : 0.0f;
         store_shared(tile.place(row, column / PACK) + column % PACK * 2, pack_bf16(first, second));
     });
 }
@@ -132,7 +132,7 @@ __device__ __forceinline__ void scale_rows(const MmaDecay& decay, float factor, 
     for (int block = 0; block < TILE_BLOCKS; ++block)
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-            const float f = factor * exp2_fast(decay.from_entry(block * MMA_ROWS + lane_id() / 4 + 8 * h));
+            const float f = factor * exp2_approximate(decay.from_entry(block * MMA_ROWS + lane_id() / 4 + 8 * h));
 #pragma unroll
             for (int n = 0; n < 2; ++n) x.at[block][n].at[2 * h] *= f, x.at[block][n].at[2 * h + 1] *= f;
         }

@@ -37,12 +37,12 @@ __device__ __forceinline__ void store_scores(const Sums<TILE>& scores, const Dec
             for (int pair = 0; pair < 4; ++pair) {
                 const int i = 8 * block + 2 * pair, row = sums_row(i), column = sums_column(i);
                 const float2 logs = *(const float2*)(table.logs + column);
-                const float low = factor * scores.at[i] * exp2_flushed(logs.x - row_logs[pair % 2]), high = factor * scores.at[i + 1] * exp2_flushed(logs.y - row_logs[pair % 2]);
+                const float low = factor * scores.at[i] * exp2_approximate(logs.x - row_logs[pair % 2]), high = factor * scores.at[i + 1] * exp2_approximate(logs.y - row_logs[pair % 2]);
                 pairs[pair] = pack_bf16(row <= column ? low : 0.0f, row <= column + 1 ? high : 0.0f);
             }
         } else if (block > warp) {
             const float edge = table.end_of(block - 1);
-            const float to_edge[2] = { factor * exp2_flushed(edge - row_logs[0]), factor * exp2_flushed(edge - row_logs[1]) };
+            const float to_edge[2] = { factor * exp2_approximate(edge - row_logs[0]), factor * exp2_approximate(edge - row_logs[1]) };
 #pragma unroll
             for (int pair = 0; pair < 4; ++pair) {
                 const int i = 8 * block + 2 * pair;
@@ -59,7 +59,7 @@ __device__ __forceinline__ void decay_from_entry(const DecayTable& table, float 
 {
 #pragma unroll
     for (int block = 0; block < TILE / SUMMANDS; ++block) {
-        const float to_edge = block == 0 ? factor : factor * exp2_flushed(table.end_of(block - 1));
+        const float to_edge = block == 0 ? factor : factor * exp2_approximate(table.end_of(block - 1));
 #pragma unroll
         for (int i = 8 * block; i < 8 * block + 8; i += 2) {
             const float2 from_edge = *(const float2*)(table.at_edge + sums_column(i));

@@ -113,7 +113,7 @@ __device__ __forceinline__ void pair_paths(unsigned shared, int column, float sc
 #pragma unroll
     for (int i = 0; i < OWN; ++i) {
         const int s = row_block() + lane_of() / 4 + i / 2 % 2 * 8, j = column + i / 4 * 8 + lane_of() % 4 * 2 + i % 2;
-        const float decay = exp2_fast(load_float(shared + SUMS + s * 4) - load_float(shared + SUMS + j * 4));
+        const float decay = exp2_approximate(load_float(shared + SUMS + s * 4) - load_float(shared + SUMS + j * 4));
         paths[i] = j < s ? scale * decay * queries[i / 4].at[i % 4] * outputs[i / 4].at[i % 4] : 0.0f;
     }
 }
@@ -153,17 +153,17 @@ __device__ __forceinline__ float gather(unsigned shared, int token, int part)
     for (int t = part * (CHUNK / PARTS); t < (part + 1) * (CHUNK / PARTS); ++t) {
         const float log = load_float(shared + SUMS + t * 4);
         if (t >= token) {
-            sum = fmaf(exp2_fast(log), load_float(shared + ARRIVING + t * 4) + load_float(shared + ARRIVING + ROW_SUMS + t * 4), sum);
+            sum = fmaf(exp2_approximate(log), load_float(shared + ARRIVING + t * 4) + load_float(shared + ARRIVING + ROW_SUMS + t * 4), sum);
             if (token > 0) sum += load_float(shared + PATHS + (t * PITCH + token - 1) * 4);
         } else {
-            sum = fmaf(exp2_fast(last - log), load_float(shared + DEPARTING + t * 4) + load_float(shared + DEPARTING + ROW_SUMS + t * 4), sum);
+            sum = fmaf(exp2_approximate(last - log), load_float(shared + DEPARTING + t * 4) + load_float(shared + DEPARTING + ROW_SUMS + t * 4), sum);
         }
     }
     if (part == 0) {
         float through = 0.0f;
 #pragma unroll
         for (int w = 0; w < WARPS; ++w) through += load_float(shared + THROUGH + w * 4);
-        sum = fmaf(exp2_fast(last), through, sum);
+        sum = fmaf(exp2_approximate(last), through, sum);
     }
 #pragma unroll
     for (int lanes = 1; lanes < PARTS; lanes *= 2) sum += __shfl_xor_sync(0xFFFFFFFFu, sum, lanes);

@@ -71,13 +71,6 @@ template <int BLOCK_THREADS, int COLUMNS> __device__ __forceinline__ void fill(c
 
 // ---- The decay of a chunk, one for all channels ----
 
-__device__ __forceinline__ float exp2_fast(float x)
-{
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
 struct MmaDecay {
     static constexpr int BYTES = TILE * 4;  // of a chunk's log decays, and of each table of sums
 
@@ -95,8 +88,7 @@ struct MmaDecay {
     // By all lanes of a warp, for themselves; a lane takes two rows. Both directions are summed, so that no sum is a difference.
     template <bool ENTRIES> __device__ __forceinline__ void sum(unsigned steps, int reverse)
     {
-        constexpr float LOG2_E = 1.4426950408889634f;
-        constexpr unsigned ALL = 0xFFFFFFFFu;
+                constexpr unsigned ALL = 0xFFFFFFFFu;
         const int lane = lane_id();
         float2 step = load_float2(steps + 8 * lane);
         step.x *= LOG2_E, step.y *= LOG2_E;
@@ -183,7 +175,7 @@ struct MmaValues {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const float2 log = decay.pair_to_exit(step * MMA_SUMMANDS + half * 8 + lane_id() % 4 * 2);
-            const float first = factor * exp2_fast(log.x), second = factor * exp2_fast(log.y);
+            const float first = factor * exp2_approximate(log.x), second = factor * exp2_approximate(log.y);
 #pragma unroll
             for (int i = 2 * half; i < 2 * half + 2; ++i) at[i] = pack_bf16(low_of(at[i]) * first, high_of(at[i]) * second);
         }
@@ -228,7 +220,7 @@ template <int WIDTH, int WARPS> struct MmaState {
     // S = decay . S + sum_t factor (decay from t to exit) k_t^T v_t over a chunk. Every 16 tokens' values are shown to `see` first, as they are.
     template <typename See> __device__ __forceinline__ void advance(MmaTile<WIDTH> k, MmaTile<SLICE> v, const MmaDecay& decay, float factor, See see)
     {
-        scale(exp2_fast(decay.total));
+        scale(exp2_approximate(decay.total));
 #pragma unroll
         for (int step = 0; step < TILE_BLOCKS; ++step) {
             MmaValues values;

@@ -24,8 +24,6 @@ constexpr int CONSUMER_WARPS = CONSUMERS * WARPGROUP / WARP;
 constexpr int THREADS = (1 + CONSUMERS) * WARPGROUP;
 constexpr int PRODUCER_REGISTERS = 56, CONSUMER_REGISTERS = 224;
 constexpr int READY = 1;                  // named barrier of all consumers
-constexpr float LOG2_E = 1.4426950408889634f;
-
 // What each run of 64 queries sees, for softmax_attention_bwd_64 and _128. spans [ceil(C / 64)]. Launch: one warp per run, blocks of 256.
 KERNEL softmax_query_spans(const int64* ranges, int64 first_key, int64 queries, int keys, SpanOfQueries* spans)
 {
@@ -256,13 +254,6 @@ template <int D> __device__ __forceinline__ void add_shares(const Call& call, co
 
 // ---- Consumers ----
 
-__device__ __forceinline__ float exp2_of(float x)
-{
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
 __device__ __forceinline__ float2 pair_of(const float* x, int i) { return *(const float2*)(x + sums_column(i)); }
 
 template <int D> struct Consumer {
@@ -310,7 +301,7 @@ template <int D> struct Consumer {
         for (int i = 0; i < Sums<QUERIES>::COUNT; i += 4) {
             const float2 lse = pair_of(rows.lse, i);
 #pragma unroll
-            for (int j = i; j < i + 4; ++j) p.at[j] = exp2_of(fmaf(p.at[j], factor, j % 2 ? -lse.y : -lse.x));
+            for (int j = i; j < i + 4; ++j) p.at[j] = exp2_approximate(fmaf(p.at[j], factor, j % 2 ? -lse.y : -lse.x));
         }
     }
 

@@ -20,8 +20,6 @@ constexpr int THREADS = (1 + CONSUMERS) * WARPGROUP;
 constexpr int PRODUCER_REGISTERS = 24, CONSUMER_REGISTERS = 240;
 constexpr int64 L2_SHARE = 24 << 20;      // bytes of keys and values that blocks running at the same time should read
 constexpr int TURN = 1;                   // named barriers: the turn of consumer 0, of consumer 1
-constexpr float LOG2_E = 1.4426950408889634f;
-
 // ---- What a block works on ----
 
 struct Call {
@@ -105,13 +103,6 @@ template <int D> __device__ __forceinline__ void produce_keys(
 
 // ---- Consumer ----
 
-__device__ __forceinline__ float exp2_of(float x)
-{
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
 // Over the four lanes that share a row of sums; each gets the result.
 template <typename Op> __device__ __forceinline__ float row_reduce(float x, Op op)
 {
@@ -136,13 +127,13 @@ struct RunningSoftmax {
             }
             top = row_reduce(fmaxf(top, other), Maximum());
             const float reference = top == -INFINITE ? 0.0f : top * factor;  // nothing seen yet: all weights are 2^(-infinity)
-            kept[row] = exp2_of(fmaf(maximum[row], factor, -reference));
+            kept[row] = exp2_approximate(fmaf(maximum[row], factor, -reference));
             maximum[row] = top;
             float added = 0.0f, also = 0.0f;
 #pragma unroll
             for (int i = 2 * row; i < Sums<KEYS>::COUNT; i += 4) {
-                scores.at[i] = exp2_of(fmaf(scores.at[i], factor, -reference));
-                scores.at[i + 1] = exp2_of(fmaf(scores.at[i + 1], factor, -reference));
+                scores.at[i] = exp2_approximate(fmaf(scores.at[i], factor, -reference));
+                scores.at[i + 1] = exp2_approximate(fmaf(scores.at[i + 1], factor, -reference));
                 added += scores.at[i];
                 also += scores.at[i + 1];
             }
