@@ -85,7 +85,9 @@ public sealed class Tape : IDisposable
     internal void Add(Function function, bool requiresGradient)
     {
         foreach (Variable output in function.Outputs) Own(output);
-        if (requiresGradient) _functions.Add(function);
+        if (!requiresGradient) return;
+        _functions.Add(function);
+        foreach (Variable input in function.Inputs) if (input.RequiresGradient) input.AddUse();
     }
 
     private void Own(Variable variable)
@@ -130,20 +132,22 @@ public sealed class Tape : IDisposable
         }
         finally
         {
-            while (_functions.Count > 0) Forget(TakeLast()); // only after an error: what is left is freed unrun
+            while (_functions.Count > 0) Forget(TakeLast(), ran: false); // only after an error: what is left is freed unrun
         }
     }
 
     private void RunLast()
     {
         Function function = TakeLast();
+        bool ran = false;
         try
         {
             if (function.Outputs.Any(o => o.Reached)) function.Backward(new BackwardPass(function));
+            ran = true;
         }
         finally
         {
-            Forget(function);
+            Forget(function, ran);
         }
     }
 
@@ -154,10 +158,11 @@ public sealed class Tape : IDisposable
         return last;
     }
 
-    private static void Forget(Function function)
+    private static void Forget(Function function, bool ran)
     {
         function.Release();
         foreach (Variable output in function.Outputs) output.ZeroGradient();
+        foreach (Variable input in function.Inputs) if (input.RequiresGradient) input.EndUse(ran);
     }
 
     internal void HandleDisposed()
@@ -169,7 +174,7 @@ public sealed class Tape : IDisposable
     public void Dispose()
     {
         _state = State.Closed;
-        while (_functions.Count > 0) Forget(TakeLast());
+        while (_functions.Count > 0) Forget(TakeLast(), ran: false);
         foreach (Variable variable in _variables)
         {
             variable.ReleaseValue();

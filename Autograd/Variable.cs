@@ -9,8 +9,9 @@ namespace LaspNative.Autograd;
 /// </summary>
 public sealed class Variable : IDisposable
 {
-    private readonly Tensor? _value;
     private readonly Tape? _tape;
+    private Tensor? _value;
+    private int _pendingUses;
     private bool _disposed;
 
     internal Variable(Tensor? value, bool requiresGradient, Tape? tape, Device device)
@@ -36,6 +37,12 @@ public sealed class Variable : IDisposable
 
     /// <summary>The gradient; null before a backward pass, or when none reached this variable. Owned by the variable. Those of leaves are fp32 (fp64 for F64).</summary>
     public Tensor? Gradient { get; private set; }
+
+    /// <summary>
+    /// Of a leaf: called by a backward pass when the last function recorded on it has run, so that its gradient is complete while the rest of the pass goes on.
+    /// <see cref="Gradient"/> is null where none reached it. Functions of other tapes that are still to run count too: a parameter used in two places is complete after both.
+    /// </summary>
+    public Action<Variable>? GradientCompleted { get; set; }
 
     /// <summary>True for parameters and constants made by the caller.</summary>
     public bool IsLeaf => _tape is null;
@@ -76,6 +83,44 @@ public sealed class Variable : IDisposable
         Gradient = null;
         Reached = false;
         IsDefaultRoot = false;
+    }
+
+    /// <summary>Hands the gradient over to the caller, and leaves none; null when there is none.</summary>
+    public Tensor? TakeGradient()
+    {
+        Tensor? gradient = Gradient;
+        Gradient = null;
+        ZeroGradient();
+        return gradient;
+    }
+
+    /// <summary>Puts a gradient of this shape, or of as many elements, in the place of the present one. Takes ownership.</summary>
+    public void PutGradient(Tensor gradient)
+    {
+        ArgumentNullException.ThrowIfNull(gradient);
+        if (!IsLeaf || gradient.Count != Shape.Count || gradient.DType != GradientDType)
+            throw new LaspException($"a gradient {gradient.DType} {gradient.Shape} cannot be put at a variable {DType} {Shape}; it takes a leaf, and as many elements of {DType.Accumulator()}");
+        ZeroGradient();
+        using (gradient) Gradient = gradient.View(Shape);
+    }
+
+    /// <summary>Moves a leaf to other memory: <paramref name="value"/>, of the same shape and type, is its value from here on. Takes ownership and frees the former value.</summary>
+    public void ReplaceValue(Tensor value)
+    {
+        ArgumentNullException.ThrowIfNull(value);
+        if (!IsLeaf || value.Shape != Shape || value.DType != DType)
+            throw new LaspException($"a variable {DType} {Shape} cannot take {value.DType} {value.Shape} as its value; it must be a leaf, and type and shape must stay");
+        _value?.Dispose();
+        _value = value;
+    }
+
+    /// <summary>A function of this variable was recorded.</summary>
+    internal void AddUse() => _pendingUses++;
+
+    /// <summary>A function of this variable was forgotten, <paramref name="ran"/> after its turn in a backward pass.</summary>
+    internal void EndUse(bool ran)
+    {
+        if (--_pendingUses == 0 && ran && IsLeaf) GradientCompleted?.Invoke(this);
     }
 
     /// <summary>The type of the gradient that others see: leaves collect theirs over whole steps, in fp32 (fp64).</summary>

@@ -15,15 +15,16 @@ internal sealed class GlobalStep : IDisposable
     private readonly LinearLlamaModel _model;
     private readonly ICommunicator _world;
     private readonly SequenceContext _sequence;
-    private readonly GradientSynchronizer _gradients;
+    private readonly GradientBuckets _gradients;
 
-    public GlobalStep(LinearLlamaModel model, ICommunicator world, SequenceContext sequence)
+    /// <param name="gradients">Where gradients are summed; taken over. Null: whole on every rank, in buckets of the default size.</param>
+    public GlobalStep(LinearLlamaModel model, ICommunicator world, SequenceContext sequence, GradientBuckets? gradients = null)
     {
         (_model, _world, _sequence) = (model, world, sequence);
-        _gradients = new GradientSynchronizer(model.Parameters, world);
+        _gradients = gradients ?? GradientBuckets.WholeOnEveryRank(model.Parameters, world, TrainOptions.DefaultBucketBytes);
     }
 
-    /// <summary>Leaves the whole gradient at the parameters of every rank. Returns the loss, and whether any rank was told to stop.</summary>
+    /// <summary>Sums the gradients, each message sent while backward goes on. Returns the loss, and whether any rank was told to stop.</summary>
     /// <param name="batch">The group's share on its source rank, null on the others.</param>
     /// <param name="sequences">How many sequences that share has, known to all.</param>
     /// <param name="stop">Whether this rank was told to stop.</param>
@@ -40,7 +41,7 @@ internal sealed class GlobalStep : IDisposable
         loss.Backward();
         reduced.Wait();
         double[] values = totals.ToDoubles();
-        _gradients.Sum();
+        _gradients.Finish();
         return (values[0], values[1] > 0);
     }
 

@@ -23,6 +23,14 @@ public sealed record TrainOptions
     /// <summary>Groups among which the batch is divided; each divides its sequences among world size / DataParallel ranks.</summary>
     public int DataParallel { get; init; } = 1;
 
+    /// <summary>What the ranks divide among themselves.</summary>
+    public ZeroStage Zero { get; init; }
+
+    /// <summary>Bytes of gradients that one message sums.</summary>
+    public long BucketBytes { get; init; } = DefaultBucketBytes;
+
+    internal const long DefaultBucketBytes = 32L << 20;
+
     /// <summary>Of the linear layers.</summary>
     public SequenceParallel Strategy { get; init; } = Lasp2.Default;
 
@@ -60,6 +68,8 @@ public sealed record TrainOptions
         if (CheckpointEvery < 0) throw new LaspException($"a checkpoint every {CheckpointEvery} steps is not possible; use 0 for one at the end only");
         if (DataParallel < 1) throw new LaspException($"{DataParallel} data-parallel groups cannot be; use 1 or more");
         if (Recipe.Batch % DataParallel != 0) throw new LaspException($"a batch of {Recipe.Batch} cannot be divided among {DataParallel} data-parallel groups; make --batch a multiple of --dp");
+        if (!Enum.IsDefined(Zero)) throw new LaspException($"there is no ZeRO stage {(int)Zero}; use 0, 1, 2 or 3");
+        if (BucketBytes < 1) throw new LaspException($"a gradient bucket of {BucketBytes} bytes holds nothing; use 1 or more");
         int vocabulary = LaspNative.Model.Tokenizer.Parse(Tokenizer).VocabularySize;
         if (vocabulary > Config.VocabSize) throw new LaspException($"tokenizer '{Tokenizer}' has {vocabulary} tokens but the model's vocab_size is {Config.VocabSize}; use a config with vocab_size {vocabulary} or more");
         if (!Config.IsDecoder) ValidateMasking(vocabulary);

@@ -34,7 +34,8 @@ internal sealed class Trainer : IDisposable
         _model = new LinearLlamaModel(options.Config, rank.Device, options.DType, unchecked((ulong)options.Seed));
         _optimizer = new AdamW(_model.Parameters, new AdamWOptions { Beta1 = recipe.Beta1, Beta2 = recipe.Beta2, WeightDecay = recipe.WeightDecay }, _model.InitialValue);
         var sequence = new SequenceContext(Metered(_mesh.SequenceParallel), options.Strategy, options.SoftmaxStrategy, new SequencePartition(recipe.SequenceLength, _mesh.SpSize));
-        _step = new GlobalStep(_model, Metered(_mesh.World), sequence);
+        ICommunicator world = Metered(_mesh.World);
+        _step = new GlobalStep(_model, world, sequence, GradientBuckets.WholeOnEveryRank(_model.Parameters, world, options.BucketBytes));
     }
 
     private BatchSampler SamplerOfGroup(int group)

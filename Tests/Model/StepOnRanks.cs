@@ -16,6 +16,16 @@ internal sealed record StepOnRanks(LinearLlamaConfig Config, SequenceBatch Batch
     /// <summary>The documents that the one sequence is packed from.</summary>
     public PackedDocuments? Documents { get; init; }
 
+    public long BucketBytes { get; init; } = 32 << 20;
+
+    /// <summary>A whole sequence on a rank without a group to share it: data parallelism alone.</summary>
+    public static SequenceContext Alone(ICommunicator world, long tokens)
+    {
+        ICommunicator? own = null;
+        for (int rank = 0; rank < world.Size; rank++) own = world.Split([rank]) ?? own;
+        return new SequenceContext(own!, Lasp2.Default, SoftmaxAllGather.Default, new SequencePartition(tokens, 1));
+    }
+
     /// <summary>A small model in which every part matters.</summary>
     public static LinearLlamaConfig Small { get; } = new()
     {
@@ -65,7 +75,7 @@ internal sealed record StepOnRanks(LinearLlamaConfig Config, SequenceBatch Batch
         {
             using var mesh = new ProcessMesh(rank.World, dp, sp);
             using var model = new LinearLlamaModel(Config, rank.Device, DType, seed: 3);
-            using var step = new GlobalStep(model, mesh.World, new SequenceContext(mesh.SequenceParallel, Strategy, SoftmaxStrategy, new SequencePartition(Batch.Length, sp)) { Documents = Documents });
+            using var step = new GlobalStep(model, mesh.World, new SequenceContext(mesh.SequenceParallel, Strategy, SoftmaxStrategy, new SequencePartition(Batch.Length, sp)) { Documents = Documents }, GradientBuckets.WholeOnEveryRank(model.Parameters, mesh.World, BucketBytes));
             int share = Batch.Count / dp;
             (double loss, _) = step.Run(mesh.SpRank == SequenceScatter.Source ? Share(mesh.DpRank * share, share) : null, share);
             results[rank.Rank] = (loss, model.Parameters.ToDictionary(p => p.Name, p => p.Variable.Gradient!.ToDoubles()));

@@ -1,0 +1,88 @@
+using LaspNative.Autograd;
+
+namespace LaspNative.Model;
+
+/// <summary>
+/// Parameters laid end to end, as one message carries them and as ranks divide them: each starts at a multiple of <see cref="Alignment"/> elements, so that a kernel may read it in
+/// place, and the length is a multiple of ranks x <see cref="Alignment"/>, so that all shards are equal. What fills the gaps is zero, and counted as padding.
+/// </summary>
+internal sealed class FlatBucket
+{
+    /// <summary>In elements: 128 bytes in fp32, 64 in bf16.</summary>
+    public const int Alignment = 32;
+
+    /// <param name="ranks">Among how many the bucket is divided; 1: not at all, and then nothing follows the last parameter.</param>
+    public FlatBucket(IReadOnlyList<NamedParameter> parameters, int ranks)
+    {
+        var pieces = new FlatPiece[parameters.Count];
+        long end = 0;
+        for (int i = 0; i < pieces.Length; i++)
+        {
+            pieces[i] = new FlatPiece(parameters[i], RoundUp(end, Alignment));
+            end = pieces[i].End;
+        }
+        Pieces = pieces;
+        Ranks = ranks;
+        Length = ranks == 1 ? end : RoundUp(end, (long)ranks * Alignment);
+    }
+
+    public IReadOnlyList<FlatPiece> Pieces { get; }
+
+    public int Ranks { get; }
+
+    /// <summary>Elements with padding.</summary>
+    public long Length { get; }
+
+    /// <summary>Elements of one rank's shard with padding.</summary>
+    public long ShardLength => Length / Ranks;
+
+    /// <summary>Elements that belong to no parameter.</summary>
+    public long Padding => Length - Pieces.Sum(p => p.Count);
+
+    /// <summary>The parts of parameters that lie in a rank's shard.</summary>
+    public IEnumerable<FlatSegment> SegmentsOf(int rank)
+    {
+        long shard = rank * ShardLength;
+        foreach (FlatPiece piece in Pieces)
+        {
+            long start = Math.Max(piece.Start, shard), end = Math.Min(piece.End, shard + ShardLength);
+            if (start < end) yield return new FlatSegment(piece.Parameter, start - piece.Start, start - shard, end - start);
+        }
+    }
+
+    /// <summary>Cuts parameters, in the order given, into buckets of at most <paramref name="elements"/> where one parameter alone does not exceed it.</summary>
+    public static IReadOnlyList<FlatBucket> Cut(IEnumerable<NamedParameter> parameters, long elements, int ranks)
+    {
+        var buckets = new List<FlatBucket>();
+        var current = new List<NamedParameter>();
+        long filled = 0;
+        foreach (NamedParameter parameter in parameters)
+        {
+            long count = parameter.Variable.Shape.Count;
+            if (current.Count > 0 && filled + count > elements) Close();
+            current.Add(parameter);
+            filled += count;
+        }
+        if (current.Count > 0) Close();
+        return buckets;
+
+        void Close()
+        {
+            buckets.Add(new FlatBucket(current, ranks));
+            (current, filled) = ([], 0);
+        }
+    }
+
+    private static long RoundUp(long value, long unit) => (value + unit - 1) / unit * unit;
+}
+
+/// <summary>A parameter's place in its bucket, in elements.</summary>
+internal readonly record struct FlatPiece(NamedParameter Parameter, long Start)
+{
+    public long Count => Parameter.Variable.Shape.Count;
+
+    public long End => Start + Count;
+}
+
+/// <summary>The part of a parameter that lies in one shard: elements [First, First + Count) of the parameter, at Start of the shard.</summary>
+internal readonly record struct FlatSegment(NamedParameter Parameter, long First, long Start, long Count);

@@ -1,0 +1,159 @@
+using LaspNative.Autograd;
+using LaspNative.Collectives;
+using LaspNative.Runtime;
+
+namespace LaspNative.Model;
+
+/// <summary>
+/// Sums gradients over the ranks, bucket by bucket, while backward goes on: each rank's pass saw only its own tokens. A bucket's message starts when the last of its gradients is
+/// complete and those of all earlier buckets have started, so that every rank sends the same messages in the same order. Per bucket of n elements (padding included), over R ranks:
+///   DDP      all-reduce      sends 2 (R-1)/R n x 4 bytes    every parameter keeps its whole gradient
+///   ZeRO-1   reduce-scatter  sends (R-1)/R n x 4 bytes      the whole bucket stays until the step's end, the rank's shard of it holds the sum
+///   ZeRO-2   reduce-scatter  sends (R-1)/R n x 4 bytes      only the shard outlives the bucket's message
+/// (8 in place of 4 where gradients are fp64.) The communicator decides the order of sums; on CPU it is the ranks' order for every stage, hence the same bits.
+/// </summary>
+internal sealed class GradientBuckets : IDisposable
+{
+    /// <summary>Buckets whose messages may be under way at once; before another starts, the oldest is waited for and its memory freed (ZeRO-2 and 3).</summary>
+    private const int InFlight = 2;
+
+    private sealed class Bucket(FlatBucket layout)
+    {
+        public FlatBucket Layout { get; } = layout;
+
+        public int Missing { get; set; } = layout.Pieces.Count;
+
+        public Tensor? Flat { get; set; }
+
+        public Tensor? Shard { get; set; }
+
+        public CommunicationWork? Work { get; set; }
+    }
+
+    private readonly ICommunicator _group;
+    private readonly ZeroStage _stage;
+    private readonly Bucket[] _buckets;
+    private readonly Dictionary<Variable, (Bucket Bucket, FlatPiece Piece)> _places = [];
+    private int _started;
+    private int _waited;
+
+    /// <param name="layouts">In the order in which backward completes them.</param>
+    public GradientBuckets(IReadOnlyList<FlatBucket> layouts, ICommunicator group, ZeroStage stage)
+    {
+        (_group, _stage) = (group, stage);
+        _buckets = group.Size == 1 ? [] : [.. layouts.Select(l => new Bucket(l))];
+        foreach (Bucket bucket in _buckets)
+        {
+            foreach (FlatPiece piece in bucket.Layout.Pieces)
+            {
+                _places.Add(piece.Parameter.Variable, (bucket, piece));
+                piece.Parameter.Variable.GradientCompleted = Complete;
+            }
+        }
+    }
+
+    /// <summary>
+    /// Plain data parallelism: parameters in reverse order, since backward completes the last layer first, in buckets of <paramref name="bytes"/> of gradients.
+    /// </summary>
+    public static GradientBuckets WholeOnEveryRank(IReadOnlyList<NamedParameter> parameters, ICommunicator group, long bytes) =>
+        new(FlatBucket.Cut(parameters.Reverse(), ElementsOf(parameters, bytes), ranks: 1), group, ZeroStage.None);
+
+    /// <summary>How many elements of these parameters' gradients a number of bytes holds.</summary>
+    public static long ElementsOf(IReadOnlyList<NamedParameter> parameters, long bytes) => bytes / parameters[0].Variable.DType.Accumulator().Size();
+
+    /// <summary>
+    /// Call once after backward, on every rank. Waits for what is in flight; then, undivided, every parameter's gradient is the sum, and divided, the sums are in <see cref="TakeShard"/>.
+    /// </summary>
+    public void Finish()
+    {
+        if (_started < _buckets.Length)
+        {
+            NamedParameter late = _buckets[_started].Layout.Pieces[0].Parameter;
+            throw new InvalidOperationException($"backward ended before the gradients of the bucket of '{late.Name}' were complete");
+        }
+        while (_waited < _started) Wait(_buckets[_waited++]);
+        foreach (Bucket bucket in _buckets)
+        {
+            if (_stage == ZeroStage.None) HandBack(bucket);
+            bucket.Flat?.Dispose();
+            (bucket.Flat, bucket.Missing) = (null, bucket.Layout.Pieces.Count);
+        }
+        (_started, _waited) = (0, 0);
+    }
+
+    /// <summary>The rank's shard of a bucket's summed gradient, [ShardLength]; the caller's from here on.</summary>
+    public Tensor TakeShard(int bucket)
+    {
+        Tensor shard = _buckets[bucket].Shard ?? throw new InvalidOperationException($"bucket {bucket} holds no summed gradient");
+        _buckets[bucket].Shard = null;
+        return shard;
+    }
+
+    /// <summary>Moves a parameter's finished gradient into its bucket.</summary>
+    private void Complete(Variable variable)
+    {
+        (Bucket bucket, FlatPiece piece) = _places[variable];
+        if (bucket.Missing == 0) throw new InvalidOperationException($"the gradient of '{piece.Parameter.Name}' is complete twice in one backward pass");
+        using Tensor gradient = variable.TakeGradient() ?? throw new InvalidOperationException($"no gradient reached '{piece.Parameter.Name}'");
+        if (bucket.Layout.Length == piece.Count) bucket.Flat = gradient.View([piece.Count]);
+        else Collect(gradient, piece, bucket);
+        bucket.Missing--;
+        while (_started < _buckets.Length && _buckets[_started].Missing == 0) Start(_buckets[_started++]);
+    }
+
+    private static void Collect(Tensor gradient, FlatPiece piece, Bucket bucket)
+    {
+        FlatBucket layout = bucket.Layout;
+        bucket.Flat ??= layout.Padding == 0
+            ? Tensor.Empty([layout.Length], gradient.DType, gradient.Device, MemoryCategory.Gradients)
+            : Tensor.Zeros([layout.Length], gradient.DType, gradient.Device, MemoryCategory.Gradients);
+        using Tensor place = bucket.Flat.Slice(piece.Start, piece.Count);
+        gradient.Device.Copy(gradient.Pointer, place.Pointer, gradient.Bytes);
+    }
+
+    private void Start(Bucket bucket)
+    {
+        Tensor flat = bucket.Flat!;
+        if (_stage == ZeroStage.None)
+        {
+            bucket.Work = _group.AllReduce(flat);
+            return;
+        }
+        long length = bucket.Layout.ShardLength;
+        bucket.Shard = _stage == ZeroStage.OptimizerStates
+            ? flat.Slice(_group.Rank * length, length)
+            : Tensor.Empty([length], flat.DType, flat.Device, MemoryCategory.Gradients);
+        bucket.Work = _group.ReduceScatter(flat, bucket.Shard);
+        if (_stage != ZeroStage.OptimizerStates)
+            while (_waited < _started - InFlight) Release(_buckets[_waited++]);
+    }
+
+    private void Release(Bucket bucket)
+    {
+        Wait(bucket);
+        bucket.Flat!.Dispose();
+        bucket.Flat = null;
+    }
+
+    private static void Wait(Bucket bucket)
+    {
+        bucket.Work!.Wait();
+        bucket.Work = null;
+    }
+
+    /// <summary>Each parameter's gradient becomes its part of the bucket's sum.</summary>
+    private static void HandBack(Bucket bucket)
+    {
+        foreach (FlatPiece piece in bucket.Layout.Pieces) piece.Parameter.Variable.PutGradient(bucket.Flat!.Slice(piece.Start, piece.Count));
+    }
+
+    public void Dispose()
+    {
+        foreach (Variable variable in _places.Keys) variable.GradientCompleted = null;
+        foreach (Bucket bucket in _buckets)
+        {
+            bucket.Flat?.Dispose();
+            bucket.Shard?.Dispose();
+        }
+    }
+}

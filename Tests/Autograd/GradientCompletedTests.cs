@@ -1,0 +1,63 @@
+using LaspNative.Autograd;
+using LaspNative.Runtime;
+using Xunit;
+
+namespace LaspNative.Tests.Autograd;
+
+/// <summary>A parameter says when its gradient is complete: once per pass, after its last use, while the rest of the pass is still to run.</summary>
+public class GradientCompletedTests
+{
+    private static Variable Parameter(Device device, float value) => Variable.Parameter(Tensor.FromSpan([value], [1, 1], device));
+
+    [Fact]
+    public void Each_parameter_is_complete_after_its_last_use_and_before_the_pass_ends()
+    {
+        using Device device = Device.Open("cpu:1");
+        using Variable tied = Parameter(device, 2), inner = Parameter(device, 3), outer = Parameter(device, 5);
+        var order = new List<string>();
+        tied.GradientCompleted = v => order.Add($"tied {v.Gradient!.ToDoubles()[0]}");
+        inner.GradientCompleted = v => order.Add($"inner {v.Gradient!.ToDoubles()[0]}");
+        outer.GradientCompleted = v => order.Add($"outer {v.Gradient!.ToDoubles()[0]}, inner {(inner.Gradient is null ? "none" : "there")}");
+        for (int pass = 0; pass < 2; pass++)
+        {
+            using var tape = new Tape();
+            Variable x = tape.Constant(Tensor.FromSpan([1f], [1, 1], device));
+            // y = x tied inner tied outer = 60, so dy/dtied = 2 * 2 * 15.
+            Variable y = Linear.Apply(Linear.Apply(Linear.Apply(Linear.Apply(x, tied), inner), tied), outer);
+            Assert.Equal(60, y.Value.ToDoubles()[0]);
+            y.Backward();
+            Assert.Equal(["outer 12, inner none", "inner 20", "tied 60"], order);
+            order.Clear();
+            foreach (Variable v in (Variable[])[tied, inner, outer]) v.ZeroGradient();
+        }
+    }
+
+    [Fact]
+    public void A_tape_that_does_not_run_backwards_completes_nothing_and_the_next_one_does()
+    {
+        using Device device = Device.Open("cpu:1");
+        using Variable w = Parameter(device, 2);
+        int completed = 0;
+        w.GradientCompleted = _ => completed++;
+        using (var tape = new Tape()) Linear.Apply(tape.Constant(Tensor.FromSpan([1f], [1, 1], device)), w);
+        Assert.Equal(0, completed);
+        using (var tape = new Tape()) Linear.Apply(tape.Constant(Tensor.FromSpan([1f], [1, 1], device)), w).Backward();
+        Assert.Equal(1, completed);
+    }
+
+    [Fact]
+    public void A_gradient_is_taken_and_put_back_and_a_stranger_is_refused()
+    {
+        using Device device = Device.Open("cpu:1");
+        using Variable w = Variable.Parameter(Tensor.FromSpan([1f, 2f], [2, 1], device));
+        Assert.Null(w.TakeGradient());
+        w.PutGradient(Tensor.FromSpan([3f, 4f], [2], device));
+        Assert.Equal(new Shape([2, 1]), w.Gradient!.Shape);
+        using Tensor taken = w.TakeGradient()!;
+        Assert.Equal([3.0, 4.0], taken.ToDoubles());
+        Assert.Null(w.Gradient);
+        using Tensor narrow = Tensor.FromSpan([1f], [1], device);
+        Assert.Throws<LaspException>(() => w.PutGradient(narrow));
+        Assert.Throws<LaspException>(() => w.ReplaceValue(narrow));
+    }
+}
