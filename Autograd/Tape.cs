@@ -16,6 +16,14 @@ public sealed class Tape : IDisposable
         Closed,
     }
 
+    /// <summary>Backward passes that run inside one another on this thread: a function may run a tape of its own.</summary>
+    [ThreadStatic]
+    private static int s_depth;
+
+    /// <summary>Leaves to tell that their gradients are complete, once the function of the outermost pass has run.</summary>
+    [ThreadStatic]
+    private static List<Variable>? s_completed;
+
     private readonly bool _isExplicit;
     private List<Function> _functions = [];
     private List<Variable> _variables = [];
@@ -126,12 +134,14 @@ public sealed class Tape : IDisposable
     private void Run()
     {
         _state = State.Spent;
+        s_depth++;
         try
         {
             while (_functions.Count > 0) RunLast();
         }
         finally
         {
+            if (--s_depth == 0) s_completed?.Clear();
             while (_functions.Count > 0) Forget(TakeLast(), ran: false); // only after an error: what is left is freed unrun
         }
     }
@@ -149,6 +159,14 @@ public sealed class Tape : IDisposable
         {
             Forget(function, ran);
         }
+        if (s_depth == 1 && s_completed is { Count: > 0 }) TellCompleted(s_completed);
+    }
+
+    private static void TellCompleted(List<Variable> completed)
+    {
+        foreach (Variable leaf in completed)
+            if (leaf.IsGradientComplete) leaf.GradientCompleted!(leaf);
+        completed.Clear();
     }
 
     private Function TakeLast()
@@ -162,7 +180,12 @@ public sealed class Tape : IDisposable
     {
         function.Release();
         foreach (Variable output in function.Outputs) output.ZeroGradient();
-        foreach (Variable input in function.Inputs) if (input.RequiresGradient) input.EndUse(ran);
+        foreach (Variable input in function.Inputs)
+        {
+            if (!input.RequiresGradient) continue;
+            input.EndUse();
+            if (ran && input.IsGradientComplete && !(s_completed ??= []).Contains(input)) s_completed.Add(input);
+        }
     }
 
     internal void HandleDisposed()

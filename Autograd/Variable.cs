@@ -40,7 +40,8 @@ public sealed class Variable : IDisposable
 
     /// <summary>
     /// Of a leaf: called by a backward pass when the last function recorded on it has run, so that its gradient is complete while the rest of the pass goes on.
-    /// <see cref="Gradient"/> is null where none reached it. Functions of other tapes that are still to run count too: a parameter used in two places is complete after both.
+    /// <see cref="Gradient"/> is null where none reached it. A parameter used in two places is complete after both; where a function runs a tape of its own inside its backward,
+    /// when that whole function has run.
     /// </summary>
     public Action<Variable>? GradientCompleted { get; set; }
 
@@ -86,7 +87,7 @@ public sealed class Variable : IDisposable
     }
 
     /// <summary>Hands the gradient over to the caller, and leaves none; null when there is none.</summary>
-    public Tensor? TakeGradient()
+    public Tensor? DetachGradient()
     {
         Tensor? gradient = Gradient;
         Gradient = null;
@@ -117,11 +118,11 @@ public sealed class Variable : IDisposable
     /// <summary>A function of this variable was recorded.</summary>
     internal void AddUse() => _pendingUses++;
 
-    /// <summary>A function of this variable was forgotten, <paramref name="ran"/> after its turn in a backward pass.</summary>
-    internal void EndUse(bool ran)
-    {
-        if (--_pendingUses == 0 && ran && IsLeaf) GradientCompleted?.Invoke(this);
-    }
+    /// <summary>A function of this variable was forgotten.</summary>
+    internal void EndUse() => _pendingUses--;
+
+    /// <summary>Whether this leaf has someone to tell and no recorded function of it is left.</summary>
+    internal bool IsGradientComplete => _pendingUses == 0 && GradientCompleted is not null && IsLeaf;
 
     /// <summary>The type of the gradient that others see: leaves collect theirs over whole steps, in fp32 (fp64).</summary>
     internal DType GradientDType => IsLeaf ? DType.Accumulator() : DType;

@@ -32,6 +32,34 @@ public class GradientCompletedTests
         }
     }
 
+    /// <summary>y = x w w, with a tape for each product that lives in backward only.</summary>
+    private sealed class TwoProducts(Variable w) : Function
+    {
+        public Variable Apply(Variable x) => Record([x], Tensor.Zeros([1, 1], DType.F32, x.Device));
+
+        protected internal override void Backward(BackwardPass pass)
+        {
+            for (int i = 0; i < 2; i++)
+            {
+                using var tape = new Tape();
+                Variable part = tape.Constant(Tensor.FromSpan([1f + i], [1, 1], w.Device));
+                Linear.Apply(part, w).Backward(pass.RequiredOutput(0));
+            }
+        }
+    }
+
+    [Fact]
+    public void A_function_with_tapes_of_its_own_completes_its_parameters_once_when_all_of_it_has_run()
+    {
+        using Device device = Device.Open("cpu:1");
+        using Variable x = Parameter(device, 1), w = Parameter(device, 2);
+        var order = new List<string>();
+        w.GradientCompleted = v => order.Add($"w {v.Gradient!.ToDoubles()[0]}");
+        x.GradientCompleted = v => order.Add("x");
+        new TwoProducts(w).Apply(x).Backward();
+        Assert.Equal(["w 3", "x"], order);
+    }
+
     [Fact]
     public void A_tape_that_does_not_run_backwards_completes_nothing_and_the_next_one_does()
     {
@@ -50,10 +78,10 @@ public class GradientCompletedTests
     {
         using Device device = Device.Open("cpu:1");
         using Variable w = Variable.Parameter(Tensor.FromSpan([1f, 2f], [2, 1], device));
-        Assert.Null(w.TakeGradient());
+        Assert.Null(w.DetachGradient());
         w.PutGradient(Tensor.FromSpan([3f, 4f], [2], device));
         Assert.Equal(new Shape([2, 1]), w.Gradient!.Shape);
-        using Tensor taken = w.TakeGradient()!;
+        using Tensor taken = w.DetachGradient()!;
         Assert.Equal([3.0, 4.0], taken.ToDoubles());
         Assert.Null(w.Gradient);
         using Tensor narrow = Tensor.FromSpan([1f], [1], device);

@@ -94,7 +94,7 @@ internal sealed class GradientBuckets : IDisposable
     {
         (Bucket bucket, FlatPiece piece) = _places[variable];
         if (bucket.Missing == 0) throw new InvalidOperationException($"the gradient of '{piece.Parameter.Name}' is complete twice in one backward pass");
-        using Tensor gradient = variable.TakeGradient() ?? throw new InvalidOperationException($"no gradient reached '{piece.Parameter.Name}'");
+        using Tensor gradient = variable.DetachGradient() ?? throw new InvalidOperationException($"no gradient reached '{piece.Parameter.Name}'");
         if (bucket.Layout.Length == piece.Count) bucket.Flat = gradient.View([piece.Count]);
         else Collect(gradient, piece, bucket);
         bucket.Missing--;
