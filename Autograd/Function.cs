@@ -75,6 +75,7 @@ public abstract class Function
         try
         {
             Tape? tape = Tape.Of(Inputs, requiresGradient);
+            requiresGradient &= tape?.Records(Inputs) ?? false;
             Outputs = new Variable[outputs.Length + (token ? 1 : 0)];
             for (int i = 0; i < Outputs.Length; i++)
                 Outputs[i] = new Variable(i < outputs.Length ? outputs[i] : null, requiresGradient, tape, device);
@@ -103,6 +104,9 @@ public readonly struct BackwardPass
 
     /// <summary>Gradient of output <paramref name="index"/>; null when none reached it. Borrowed: share it to keep it.</summary>
     public Tensor? Output(int index) => _function.Outputs[index].GradientInValueType();
+
+    /// <summary>As <see cref="Output"/>, but the gradient is the caller's from now on, to be freed as early as its last reader allows.</summary>
+    public Tensor? TakeOutput(int index) => _function.Outputs[index].TakeGradient();
 
     /// <summary>Gradient of output <paramref name="index"/>, which this function cannot do without.</summary>
     public Tensor RequiredOutput(int index) => Output(index) ?? throw new InvalidOperationException($"no gradient reached output {index} of {_function.GetType().Name}");

@@ -25,15 +25,20 @@ public sealed class Tape : IDisposable
     private static List<Variable>? s_completed;
 
     private readonly bool _isExplicit;
+    private readonly bool _records;
+    private readonly List<Variable> _parameters = [];
     private List<Function> _functions = [];
     private List<Variable> _variables = [];
     private Tape? _mergedInto;
     private int _openHandles;
     private State _state;
 
-    public Tape() : this(isExplicit: true) { }
+    public Tape() : this(isExplicit: true, records: true) { }
 
-    private Tape(bool isExplicit) => _isExplicit = isExplicit;
+    private Tape(bool isExplicit, bool records) => (_isExplicit, _records) = (isExplicit, records);
+
+    /// <summary>A tape on which functions only compute: nothing is saved for backward, whatever parameters they read.</summary>
+    public static Tape WithoutGradients() => new(isExplicit: true, records: false);
 
     internal Tape Root
     {
@@ -49,14 +54,32 @@ public sealed class Tape : IDisposable
     /// <summary>Functions recorded and not yet run backwards.</summary>
     public int Count => _functions.Count;
 
+    /// <summary>Leaves that want a gradient and that functions on a tape without gradients have read, each once.</summary>
+    internal IReadOnlyList<Variable> Parameters => _parameters;
+
     /// <summary>A value without gradient that is freed with the tape. Takes ownership. Functions of it record on this tape.</summary>
     public Variable Constant(Tensor value)
     {
         ArgumentNullException.ThrowIfNull(value);
+        return Enter(value, requiresGradient: false);
+    }
+
+    /// <summary>As <see cref="Constant"/>, for a value that may want a gradient: computed elsewhere, its gradient is of the value's type and stays until the tape is disposed.</summary>
+    internal Variable Enter(Tensor value, bool requiresGradient)
+    {
         ThrowIfNotRecording();
-        var variable = new Variable(value, requiresGradient: false, this, value.Device);
+        var variable = new Variable(value, requiresGradient && _records, this, value.Device);
         Own(variable);
         return variable;
+    }
+
+    /// <summary>Whether functions are recorded here for backward. Where they are not, the parameters among a function's inputs are noted.</summary>
+    internal bool Records(ReadOnlySpan<Variable> inputs)
+    {
+        if (_records) return true;
+        foreach (Variable input in inputs)
+            if (input is { IsLeaf: true, RequiresGradient: true } && !_parameters.Contains(input)) _parameters.Add(input);
+        return false;
     }
 
     /// <summary>
@@ -72,7 +95,7 @@ public sealed class Tape : IDisposable
             other.ThrowIfNotRecording();
             tape = tape is null ? other : Merge(tape, other);
         }
-        return tape ?? (requiresGradient ? new Tape(isExplicit: false) : null);
+        return tape ?? (requiresGradient ? new Tape(isExplicit: false, records: true) : null);
     }
 
     /// <summary>Moves the implicit, else the shorter, of two tapes into the other.</summary>
@@ -131,7 +154,8 @@ public sealed class Tape : IDisposable
         tape?.Run();
     }
 
-    private void Run()
+    /// <summary>Runs backwards from whatever has a gradient.</summary>
+    internal void Run()
     {
         _state = State.Spent;
         s_depth++;

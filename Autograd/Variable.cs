@@ -171,6 +171,13 @@ public sealed class Variable : IDisposable
         return Gradient;
     }
 
+    /// <summary>As <see cref="DetachGradient"/>, in the type of the value.</summary>
+    internal Tensor? TakeGradient()
+    {
+        GradientInValueType();
+        return DetachGradient();
+    }
+
     internal void MarkReached() => Reached = true;
 
     /// <summary>Starts a backward pass at this single element, with gradient 1.</summary>

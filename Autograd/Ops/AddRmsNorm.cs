@@ -6,33 +6,36 @@ namespace LaspNative.Autograd;
 /// h = x + residual        y = h r w        r = 1 / sqrt(mean(h^2) + eps) per row of h [.., C]; w [C], or none (SimpleRMSNorm)
 /// dx = dresidual = dh + r (w dy - h r^2 mean(w dy h))        dw = sum over rows of dy h r
 /// Both sums and the norm cross memory once. Saves h and r; x and residual share one gradient until one of them must be written.
+/// Without a residual h is x itself, handed through so that its gradient is summed here all the same.
 /// </summary>
 public sealed class AddRmsNorm : Function
 {
     private readonly Tensor _h;
     private readonly Tensor? _weight;
     private readonly Tensor _inverseRms;
+    private readonly bool _hasResidual;
 
-    private AddRmsNorm(Tensor h, Variable? weight, Tensor inverseRms)
+    private AddRmsNorm(Tensor h, Variable? weight, Tensor inverseRms, bool hasResidual)
     {
+        _hasResidual = hasResidual;
         _h = Save(h);
         _weight = SaveOptional(weight?.Value);
         _inverseRms = Keep(inverseRms);
     }
 
     /// <summary>The sum, which a later sum continues, and its norm.</summary>
-    public static (Variable Sum, Variable Normed) Apply(Variable x, Variable residual, Variable? weight, double eps)
+    public static (Variable Sum, Variable Normed) Apply(Variable x, Variable? residual, Variable? weight, double eps)
     {
         ArgumentNullException.ThrowIfNull(x);
-        ArgumentNullException.ThrowIfNull(residual);
-        if (x.Shape != residual.Shape || x.DType != residual.DType)
+        if (residual is not null && (x.Shape != residual.Shape || x.DType != residual.DType))
             throw new LaspException($"a sum takes two tensors of one shape and type, got {x.DType} {x.Shape} and {residual.DType} {residual.Shape}");
         if (x.Shape.Rank == 0 || (weight is not null && (weight.Shape != [x.Shape[-1]] || weight.DType != x.DType)))
             throw new LaspException($"RMSNorm takes x [.., C] and weight [C] of one type, got {x.DType} {x.Shape} and {weight?.DType} {weight?.Shape}");
-        Tensor h = Tensor.Empty(x.Shape, x.DType, x.Device), y = Tensor.Empty(x.Shape, x.DType, x.Device);
+        Tensor h = residual is null ? x.Value.Share() : Tensor.Empty(x.Shape, x.DType, x.Device), y = Tensor.Empty(x.Shape, x.DType, x.Device);
         Tensor inverseRms = Tensor.Empty([x.Shape.Rows], x.DType.Accumulator(), x.Device);
-        x.Device.Backend.AddRmsNorm(x.Value, residual.Value, weight?.Value, eps, h, y, inverseRms);
-        Variable[] outputs = new AddRmsNorm(h, weight, inverseRms).Record([x, residual, weight], [h, y]);
+        if (residual is null) x.Device.Backend.RmsNorm(h, weight?.Value, eps, y, inverseRms);
+        else x.Device.Backend.AddRmsNorm(x.Value, residual.Value, weight?.Value, eps, h, y, inverseRms);
+        Variable[] outputs = new AddRmsNorm(h, weight, inverseRms, residual is not null).Record([x, residual, weight], [h, y]);
         return (outputs[0], outputs[1]);
     }
 
@@ -50,9 +53,9 @@ public sealed class AddRmsNorm : Function
         Give(pass, dx);
     }
 
-    private static void Give(BackwardPass pass, Tensor gradient)
+    private void Give(BackwardPass pass, Tensor gradient)
     {
-        pass.Give(1, gradient.Share());
+        if (_hasResidual) pass.Give(1, gradient.Share());
         pass.Give(0, gradient);
     }
 }

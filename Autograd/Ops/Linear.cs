@@ -5,6 +5,7 @@ namespace LaspNative.Autograd;
 /// <summary>
 /// y = x W^T        x [.., K], W [N, K], y [.., N]
 /// dx = dy W        dW = dy^T x
+/// In a replay (<see cref="Recompute"/>) y may be left unwritten where it is an output of the region: the product that nobody reads is not made again.
 /// Both gradients are written by the matrix product straight into the inputs' gradient buffers (beta 0 or 1): for a parameter that is its fp32 gradient.
 /// </summary>
 public sealed class Linear : Function
@@ -20,7 +21,7 @@ public sealed class Linear : Function
         if (x.RequiresGradient) _weight = Save(weight.Value);
     }
 
-    public static Variable Apply(Variable x, Variable weight)
+    public static Variable Apply(Variable x, Variable weight, RegionRun run = RegionRun.Forward)
     {
         ArgumentNullException.ThrowIfNull(x);
         ArgumentNullException.ThrowIfNull(weight);
@@ -29,7 +30,7 @@ public sealed class Linear : Function
         Tensor y = Tensor.Empty(x.Shape.WithLast(weight.Shape[0]), x.DType, x.Device);
         using Tensor xRows = Rows(x.Value);
         using Tensor yRows = Rows(y);
-        x.Device.Backend.Gemm(xRows, transposeA: false, weight.Value, transposeB: true, alpha: 1, beta: 0, yRows);
+        if (run == RegionRun.Forward) x.Device.Backend.Gemm(xRows, transposeA: false, weight.Value, transposeB: true, alpha: 1, beta: 0, yRows);
         return new Linear(x, weight).Record([x, weight], y);
     }
 

@@ -7,6 +7,7 @@ public sealed class AttentionCall : SequenceCall
 {
     internal AttentionCall(Tensor k, Tensor v, Tensor? decay, Tensor? initialState, ICommunicator group, AttentionOptions options) : base(k, v, group, options)
     {
+        States = options.States;
         CheckState(initialState, "initial_state");
         CheckDecay(decay);
         if (!Causal && (decay is not null || initialState is not null || Documents is not null))
@@ -14,6 +15,9 @@ public sealed class AttentionCall : SequenceCall
     }
 
     private AttentionCall(AttentionCall call, int shards) : base(call, shards) { }
+
+    /// <summary>Where states from other ranks are kept for the same call made again; null: nowhere.</summary>
+    internal StateCache? States { get; }
 
     /// <summary>Shape of one running state, [B, H, D, E].</summary>
     public Shape StateShape => [Batch, Heads, KeyDim, ValueDim];

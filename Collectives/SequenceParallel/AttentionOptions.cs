@@ -19,6 +19,9 @@ public sealed record AttentionOptions
     /// <summary>The documents that the sequence is packed from (batch 1), the same on every rank; default: one sequence per batch row.</summary>
     public PackedDocuments? Documents { get; init; }
 
+    /// <summary>Of linear attention: where the call leaves the states that it was told, or, once they are there, takes them from instead of asking again. Null: neither.</summary>
+    public StateCache? States { get; init; }
+
     /// <summary>False: every token sees every token (bidirectional).</summary>
     public bool Causal { get; init; } = true;
 }

@@ -17,6 +17,11 @@ internal sealed class BidirectionalExchange : AttentionExchange
 
     public BidirectionalExchange(AttentionCall call, Tensor k, Tensor v) : base(call, k, v, decay: null, initialState: null)
     {
+        if (call.States is { IsFilled: true } kept)
+        {
+            _state = Hold(kept.Take().Entering);
+            return;
+        }
         _state = Hold(call.EmptyState());
         Tensor own = call.EmptyState();
         Backend.LinearAttentionState(k, v, decay: null, own);
@@ -25,7 +30,11 @@ internal sealed class BidirectionalExchange : AttentionExchange
 
     public override void Finish(Tensor q, Tensor o, Tensor? finalState)
     {
-        SumOverRanks(_state);
+        if (_gather is not null)
+        {
+            SumOverRanks(_state);
+            Call.States?.Fill(_state);
+        }
         Backend.ApplyState(q, _state, transpose: false, Call.Scale, o);
         if (finalState is null) return;
         if (HoldsLastToken) Backend.Cast(_state, finalState);

@@ -27,6 +27,7 @@ public abstract class StatePassing : SequenceParallel
         private readonly StatePassing _strategy;
         private readonly RankDecays _decays;
         private readonly Tensor _entering; // P_t, kept for backward
+        private readonly bool _isKept; // P_t was there already: no message forward
         private StateMessage? _message;
         private Tensor? _leaving; // D_t
         private Tensor? _q;
@@ -37,6 +38,14 @@ public abstract class StatePassing : SequenceParallel
         {
             _strategy = strategy;
             _decays = new RankDecays(call, Decay);
+            if (call.States is { IsFilled: true } kept)
+            {
+                _isKept = true;
+                (Tensor entering, Tensor? factors) = kept.Take();
+                _entering = Hold(entering);
+                if (factors is not null) _decays.Learn(factors);
+                return;
+            }
             _entering = Hold(call.EmptyState());
             Tensor own = call.EmptyState();
             Runs.State(own);
@@ -45,8 +54,12 @@ public abstract class StatePassing : SequenceParallel
 
         public override void Finish(Tensor q, Tensor o, Tensor? finalState)
         {
-            using StateMessage message = TakeMessage();
-            message.Wait();
+            using StateMessage? message = _isKept ? null : TakeMessage(); // what it sends on may still be under way while o is computed
+            if (message is not null)
+            {
+                message.Wait();
+                Call.States?.Fill(_entering, _decays.Learned);
+            }
             Runs.Forward(q, _entering, o, finalState);
         }
 
@@ -118,6 +131,9 @@ internal sealed class RankDecays(AttentionCall call, Tensor? decay) : IDisposabl
 
     /// <summary>All ranks' A [W, ...]; only while they do not travel, or after <see cref="Learn"/>.</summary>
     public Tensor All => _all ??= ComputeAll();
+
+    /// <summary>All ranks' A where they had to be told, else null.</summary>
+    public Tensor? Learned => Travels ? _all : null;
 
     public bool AreAllKnown => _all is not null || !Travels;
 

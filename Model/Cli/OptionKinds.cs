@@ -45,6 +45,14 @@ internal static class OptionKinds
         CustomParser = result => Parse<string?>(result, text => (text.Length > 0 && !LooksLikeOption(text), text), $"give {letter}"),
     };
 
+    /// <summary>A word of a certain form, and what to do about any other.</summary>
+    public static Option<string?> Parsed(string name, string description, string form, Func<string, bool> isValid, string remedy) => new(name)
+    {
+        Description = description,
+        HelpName = form,
+        CustomParser = result => Parse(result, text => isValid(text) ? (true, text) : (false, null), remedy),
+    };
+
     /// <summary>One or more words after the option; a word that looks like an option is an unknown option, not a value.</summary>
     public static Option<string[]> Texts(string name, string description, string letter)
     {

@@ -23,6 +23,10 @@ internal sealed class TrainCommand
     private readonly Option<int?> _stopAfter = OptionKinds.Whole("--stop-after", "End after this step with a checkpoint; the schedule still spans --steps.", "K", 1);
     private readonly Option<int?> _checkpointEvery = OptionKinds.Whole("--checkpoint-every", "Steps between checkpoints; one is always written at the end.", "K", 1);
     private readonly Option<string?> _tokenizer = OptionKinds.Text("--tokenizer", "How text becomes tokens. [default: bytes]", "bytes|FILE");
+    private readonly Option<string?> _checkpointing = OptionKinds.Parsed(
+        "--checkpointing", "Keep only the input of every block (of every k-th), and compute the rest again in backward. [default: none]", "none|block[:k]", text => Recomputation.ParseBlocks(text) is not null, "use none, block, or block:k with k of 1 or more");
+    private readonly Option<bool> _keepStates = new("--keep-states") { Description = "With --checkpointing: linear layers keep the state that entered the rank, so that computing them again sends nothing." };
+    private readonly Option<long?> _mlpChunk = OptionKinds.Whole("--mlp-chunk", "Tokens of a rank whose feed-forward activations are there at once; 0: all. [default: 0]", "TOKENS", 0L);
     private readonly Terminal _terminal;
 
     private TrainCommand(Terminal terminal) => _terminal = terminal;
@@ -37,6 +41,7 @@ internal sealed class TrainCommand
             "lasp train --data docs notes.txt --ranks 4 --steps 200 --out runs/mine",
             "lasp train --data corpus --preset linear-llama3-1b --device cuda --seq-len 32768 --batch 1",
             "lasp train --data . --layer-pattern LLLN --strategy zeco --softmax-strategy zigzag --ranks 2 --dp 2",
+            "lasp train --data corpus --preset linear-llama3-1b --seq-len 131072 --batch 1 --checkpointing block --mlp-chunk 16384",
             "lasp train --data . --resume --steps 120");
         foreach (Option option in train.OwnOptions) command.Add(option);
         train._common.AddTo(command);
@@ -51,7 +56,7 @@ internal sealed class TrainCommand
     }
 
     private Option[] OwnOptions =>
-        [_data, _preset, _config, _listPresets, _sequenceLength, _steps, _batch, _learningRate, _warmup, _layerPattern, _out, _resume, _stopAfter, _checkpointEvery, _tokenizer];
+        [_data, _preset, _config, _listPresets, _sequenceLength, _steps, _batch, _learningRate, _warmup, _layerPattern, _out, _resume, _stopAfter, _checkpointEvery, _tokenizer, _checkpointing, _keepStates, _mlpChunk];
 
     private int Run(ParseResult parsed)
     {
@@ -100,6 +105,7 @@ internal sealed class TrainCommand
             DataParallel = groups,
             Strategy = _common.StrategyOf(parsed),
             SoftmaxStrategy = _common.SoftmaxStrategyOf(parsed),
+            Recomputation = RecomputationOf(parsed),
             DType = CommonOptions.DTypeOf(parsed.GetValue(_common.DType), world.Device),
             Seed = parsed.GetValue(_common.Seed) ?? 0,
             Resume = parsed.GetValue(_resume),
@@ -107,6 +113,13 @@ internal sealed class TrainCommand
             CheckpointEvery = parsed.GetValue(_checkpointEvery) ?? 0,
         });
     }
+
+    private Recomputation RecomputationOf(ParseResult parsed) => new()
+    {
+        EveryBlock = Recomputation.ParseBlocks(parsed.GetValue(_checkpointing) ?? "none") ?? 0,
+        KeepStates = parsed.GetValue(_keepStates),
+        MlpChunk = parsed.GetValue(_mlpChunk) ?? 0,
+    };
 
     private static LinearLlamaConfig WithPattern(LinearLlamaConfig config, string? pattern) =>
         pattern is null ? config : config with { LayerTypes = LayerPattern.Parse(pattern, config.NumHiddenLayers) };

@@ -1,4 +1,5 @@
 using LaspNative.Autograd;
+using LaspNative.Collectives;
 using LaspNative.Runtime;
 
 namespace LaspNative.Model;
@@ -34,7 +35,22 @@ internal sealed class LinearLlamaBlock : IDisposable
     public ResidualStream Forward(ResidualStream x, SequenceContext sequence)
     {
         ResidualStream h = Continue(x, _inputNorm, normed => _attention.Forward(normed, sequence));
-        return Continue(h, _postAttentionNorm, FeedForward);
+        return Continue(h, _postAttentionNorm, normed => FeedForward(normed, sequence));
+    }
+
+    /// <summary>As <see cref="Forward"/>, keeping nothing but x, and where they are wanted the attention's entering states, until backward runs the block again.</summary>
+    public ResidualStream ForwardTwice(ResidualStream x, SequenceContext sequence)
+    {
+        using Variable joined = x.Join();
+        StateCache? states = sequence.Recomputation.KeepStates ? new StateCache() : null;
+        Variable[] y = Recompute.Apply([joined], (inputs, run) => Run(inputs[0], sequence with { States = states, Run = run }), states);
+        return new ResidualStream(y[0], y[1]);
+    }
+
+    private Variable[] Run(Variable x, SequenceContext sequence)
+    {
+        ResidualStream y = Forward(new ResidualStream(x, null), sequence);
+        return [y.Sum, y.Branch!];
     }
 
     private ResidualStream Continue(ResidualStream stream, Variable? norm, Func<Variable, Variable> branch)
@@ -43,12 +59,21 @@ internal sealed class LinearLlamaBlock : IDisposable
         using (normed) return new ResidualStream(sum, branch(normed));
     }
 
-    private Variable FeedForward(Variable normed)
+    private Variable FeedForward(Variable normed, SequenceContext sequence)
+    {
+        long chunk = sequence.Recomputation.MlpChunk;
+        return chunk > 0 && chunk < normed.Shape.Rows
+            ? RowChunks.Apply(normed, chunk, rows => FeedForward(rows, RegionRun.Forward), sequence.Run)
+            : FeedForward(normed, sequence.Run);
+    }
+
+    /// <summary>The down projection makes the block's output, so a replay leaves it out.</summary>
+    private Variable FeedForward(Variable normed, RegionRun run)
     {
         using Variable gate = Linear.Apply(normed, _gateProj);
         using Variable up = Linear.Apply(normed, _upProj);
         using Variable hidden = GatedLinearUnit.Apply(gate, up, _config.HiddenAct);
-        return Linear.Apply(hidden, _downProj);
+        return Linear.Apply(hidden, _downProj, run);
     }
 
     public void Dispose() => _attention.Dispose();

@@ -63,7 +63,8 @@ public sealed class LinearLlamaModel : IDisposable
     private Variable Hidden(Variable ids, SequenceContext sequence)
     {
         var stream = new ResidualStream(Embedding.Apply(ids, _embedTokens), null);
-        foreach (LinearLlamaBlock block in _blocks) stream = block.Forward(stream, sequence);
+        for (int i = 0; i < _blocks.Count; i++)
+            stream = sequence.Recomputation.Covers(i) ? _blocks[i].ForwardTwice(stream, sequence) : _blocks[i].Forward(stream, sequence);
         (Variable sum, Variable normed) = stream.Norm(_norm, Config.RmsNormEps);
         using (sum) return normed;
     }

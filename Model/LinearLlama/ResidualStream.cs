@@ -11,8 +11,15 @@ internal readonly record struct ResidualStream(Variable Sum, Variable? Branch)
     /// <summary>The stream's value and its norm. The stream itself is spent: both variables are the caller's now.</summary>
     public (Variable Sum, Variable Normed) Norm(Variable? weight, double eps)
     {
-        if (Branch is null) return (Sum, RmsNorm.Apply(Sum, weight, eps));
         using (Sum)
         using (Branch) return AddRmsNorm.Apply(Sum, Branch, weight, eps);
+    }
+
+    /// <summary>The stream's value as one tensor: what is kept where a block is computed again. The stream is spent.</summary>
+    public Variable Join()
+    {
+        if (Branch is null) return Sum;
+        using (Sum)
+        using (Branch) return Add.Apply(Sum, Branch);
     }
 }

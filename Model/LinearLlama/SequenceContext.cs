@@ -13,6 +13,15 @@ public sealed record SequenceContext(ICommunicator Group, SequenceParallel Strat
     /// <summary>The documents that the one sequence of the batch is packed from: none sees another, and each counts its positions from 0. Null: every sequence is one document.</summary>
     public PackedDocuments? Documents { get; init; }
 
+    /// <summary>What this pass leaves to be computed again in backward.</summary>
+    public Recomputation Recomputation { get; init; } = Recomputation.None;
+
+    /// <summary>Where the attention layer of the block at hand keeps its state; null: nowhere.</summary>
+    internal StateCache? States { get; init; }
+
+    /// <summary>Which run of a block this is, where blocks run twice.</summary>
+    internal RegionRun Run { get; init; }
+
     /// <summary>Positions of this rank's tokens, each in its document.</summary>
     public IReadOnlyList<PositionRun> Positions
     {
@@ -26,5 +35,5 @@ public sealed record SequenceContext(ICommunicator Group, SequenceParallel Strat
     }
 
     /// <summary>What an attention layer of this model says about its calls.</summary>
-    internal AttentionOptions Attention(LinearLlamaConfig config) => new() { QueryHeads = config.NumAttentionHeads, Partition = Partition, Causal = config.IsDecoder, Documents = Documents };
+    internal AttentionOptions Attention(LinearLlamaConfig config) => new() { QueryHeads = config.NumAttentionHeads, Partition = Partition, Causal = config.IsDecoder, Documents = Documents, States = States };
 }

@@ -37,6 +37,9 @@ public sealed record TrainOptions
     /// <summary>Of the softmax layers.</summary>
     public SoftmaxParallel SoftmaxStrategy { get; init; } = SoftmaxAllGather.Default;
 
+    /// <summary>What is computed again in backward instead of kept.</summary>
+    public Recomputation Recomputation { get; init; } = Recomputation.None;
+
     /// <summary>Type of parameters and activations; optimizer states are fp32 (fp64) in any case.</summary>
     public DType DType { get; init; } = DType.F32;
 
@@ -63,6 +66,7 @@ public sealed record TrainOptions
     {
         Recipe.Validate();
         Config.Validate();
+        Recomputation.Validate();
         if (!DType.IsFloat()) throw new LaspException($"a model cannot compute in {DType}; use fp32 or bf16");
         if (StopAfter < 1) throw new LaspException($"the run is to stop after step {StopAfter}; steps count from 1");
         if (CheckpointEvery < 0) throw new LaspException($"a checkpoint every {CheckpointEvery} steps is not possible; use 0 for one at the end only");

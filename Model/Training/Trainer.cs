@@ -33,7 +33,7 @@ internal sealed class Trainer : IDisposable
         _sampler = _mesh.SpRank == SequenceScatter.Source ? SamplerOfGroup(_mesh.DpRank) : null;
         _model = new LinearLlamaModel(options.Config, rank.Device, options.DType, unchecked((ulong)options.Seed));
         _optimizer = new AdamW(_model.Parameters, new AdamWOptions { Beta1 = recipe.Beta1, Beta2 = recipe.Beta2, WeightDecay = recipe.WeightDecay }, _model.InitialValue);
-        var sequence = new SequenceContext(Metered(_mesh.SequenceParallel), options.Strategy, options.SoftmaxStrategy, new SequencePartition(recipe.SequenceLength, _mesh.SpSize));
+        var sequence = new SequenceContext(Metered(_mesh.SequenceParallel), options.Strategy, options.SoftmaxStrategy, new SequencePartition(recipe.SequenceLength, _mesh.SpSize)) { Recomputation = options.Recomputation };
         ICommunicator world = Metered(_mesh.World);
         _step = new GlobalStep(_model, world, sequence, GradientBuckets.WholeOnEveryRank(_model.Parameters, world, options.BucketBytes));
     }
@@ -114,6 +114,7 @@ internal sealed class Trainer : IDisposable
         DataParallel = _options.DataParallel,
         Strategy = _options.Strategy.Name,
         SoftmaxStrategy = _options.SoftmaxStrategy.Name,
+        Recomputation = _options.Recomputation.ToString(),
     };
 
     /// <summary>Rank 0 writes; the others go on when it has.</summary>

@@ -45,6 +45,9 @@ internal sealed record TrainerState
 
     public string SoftmaxStrategy { get; init; } = SoftmaxAllGather.Default.Name;
 
+    /// <summary>In words (<see cref="Model.Recomputation"/>).</summary>
+    public string Recomputation { get; init; } = Model.Recomputation.None.ToString();
+
     public string ToJson() => JsonSerializer.Serialize(this, s_json);
 
     public static TrainerState Parse(string json) => JsonSerializer.Deserialize<TrainerState>(json, s_json) ?? throw new JsonException("the file holds null");
@@ -64,7 +67,7 @@ internal sealed record TrainerState
         }
     }
 
-    /// <summary>What differs from <paramref name="saved"/> in a way that a run may, one line each; then it does not continue bit by bit.</summary>
+    /// <summary>What differs from <paramref name="saved"/> in a way that a run may, one line each; then it does not continue bit by bit, unless only <see cref="Recomputation"/> differs and no chunks do.</summary>
     public IEnumerable<string> Differences(TrainerState saved)
     {
         if (saved.CorpusFingerprint != CorpusFingerprint) yield return $"the text has changed since the checkpoint ({saved.CorpusTokens} tokens then, {CorpusTokens} now)";
@@ -75,5 +78,6 @@ internal sealed record TrainerState
         if (saved.DataParallel != DataParallel) yield return $"the checkpoint was trained by {saved.DataParallel} data-parallel groups, this run has {DataParallel}";
         if (saved.Strategy != Strategy) yield return $"the checkpoint was trained with {saved.Strategy}, this run uses {Strategy}";
         if (saved.SoftmaxStrategy != SoftmaxStrategy) yield return $"the checkpoint's softmax layers were trained with {saved.SoftmaxStrategy}, this run uses {SoftmaxStrategy}";
+        if (saved.Recomputation != Recomputation) yield return $"the checkpoint was trained with {saved.Recomputation}, this run with {Recomputation}";
     }
 }

@@ -42,6 +42,23 @@ public class LinearCrossEntropyTests
         if (dtype == DType.F64) Assert.True(device.Memory.Peak - before < 0.6 * rows * Vocabulary * sizeof(double), $"{device.Memory.Peak - before} bytes at the peak");
     }
 
+    /// <summary>However many rows there are, logits are alive for one chunk: 64 MiB of them, F32.</summary>
+    [Theory]
+    [InlineData(5000)]
+    [InlineData(15000)]
+    public void Logits_of_one_chunk_are_alive_however_long_the_sequence(int rows)
+    {
+        using Device device = Device.Open("cpu");
+        using Variable x = Variable.Parameter(TestData.Tensor(TestData.Normal(rows * Width, 1), [rows, Width], DType.F32, device));
+        using Variable weight = Variable.Parameter(TestData.Tensor(TestData.Normal(Vocabulary * Width, 2), [Vocabulary, Width], DType.F32, device));
+        using Tensor labels = Tensor.FromSpan(new int[rows], [rows], device);
+        using Variable loss = LinearCrossEntropy.Apply(x, weight, labels, rows);
+        loss.Backward();
+        long chunkRows = (64L << 20) / (Vocabulary * sizeof(float));
+        Assert.Equal(chunkRows * Vocabulary * sizeof(float), device.Memory.PeakOf(MemoryCategory.Workspace));
+        Assert.InRange(device.Memory.PeakOf(MemoryCategory.Activations), 0, ((2 * Width + 2) * rows + Vocabulary * Width) * sizeof(float) + 1024);
+    }
+
     [Fact]
     public void Rows_without_tokens_give_zeros()
     {

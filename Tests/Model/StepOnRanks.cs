@@ -26,6 +26,11 @@ internal sealed record StepOnRanks(LinearLlamaConfig Config, SequenceBatch Batch
         return new SequenceContext(own!, Lasp2.Default, SoftmaxAllGather.Default, new SequencePartition(tokens, 1));
     }
 
+    public Recomputation Recomputation { get; init; } = Recomputation.None;
+
+    /// <summary>Called on every rank after its step with the communicator of its sequence-parallel group.</summary>
+    public Action<RankContext, ICommunicator>? Observe { get; init; }
+
     /// <summary>A small model in which every part matters.</summary>
     public static LinearLlamaConfig Small { get; } = new()
     {
@@ -75,9 +80,10 @@ internal sealed record StepOnRanks(LinearLlamaConfig Config, SequenceBatch Batch
         {
             using var mesh = new ProcessMesh(rank.World, dp, sp);
             using var model = new LinearLlamaModel(Config, rank.Device, DType, seed: 3);
-            using var step = new GlobalStep(model, mesh.World, new SequenceContext(mesh.SequenceParallel, Strategy, SoftmaxStrategy, new SequencePartition(Batch.Length, sp)) { Documents = Documents }, GradientBuckets.WholeOnEveryRank(model.Parameters, mesh.World, BucketBytes));
+            using var step = new GlobalStep(model, mesh.World, new SequenceContext(mesh.SequenceParallel, Strategy, SoftmaxStrategy, new SequencePartition(Batch.Length, sp)) { Documents = Documents, Recomputation = Recomputation }, GradientBuckets.WholeOnEveryRank(model.Parameters, mesh.World, BucketBytes));
             int share = Batch.Count / dp;
             (double loss, _) = step.Run(mesh.SpRank == SequenceScatter.Source ? Share(mesh.DpRank * share, share) : null, share);
+            Observe?.Invoke(rank, mesh.SequenceParallel);
             results[rank.Rank] = (loss, model.Parameters.ToDictionary(p => p.Name, p => p.Variable.Gradient!.ToDoubles()));
         });
         return results;

@@ -1,0 +1,98 @@
+using LaspNative.Collectives;
+using LaspNative.Model;
+using LaspNative.Runtime;
+using LaspNative.Tests.Model;
+using Xunit;
+
+namespace LaspNative.Tests.Training;
+
+/// <summary>Whole runs that compute blocks again: the same losses digit by digit, also when a run is resumed with another choice.</summary>
+public class RecomputationTrainingTests
+{
+    private static readonly string s_text = string.Concat(Enumerable.Range(0, 400).Select(i => $"{i} plus {i % 7} is {i + i % 7}.\n"));
+
+    private static TrainOptions Options(TemporaryFolder folder, string name, Recomputation recomputation, int dp = 1, int sp = 1)
+    {
+        string data = File.Exists(folder["data/text.txt"]) ? folder["data/text.txt"] : folder.Write("data/text.txt", s_text);
+        Preset preset = Preset.Find("linear-llama3-1b-hybrid4-test");
+        return TrainOptions.For(preset, [data], folder[name]) with
+        {
+            Recipe = preset.Training with { SequenceLength = 70, Batch = 4, Steps = 6, WarmupSteps = 2 },
+            World = new WorldOptions(DeviceKind.Cpu, dp * sp),
+            DataParallel = dp,
+            Recomputation = recomputation,
+        };
+    }
+
+    private static RecordingListener Train(TrainOptions options)
+    {
+        var listener = new RecordingListener();
+        TrainingRun.Run(options, listener);
+        return listener;
+    }
+
+    [Theory]
+    [InlineData(1, 1)]
+    [InlineData(1, 2)]
+    [InlineData(2, 2)]
+    public void Losses_and_norms_are_the_same_bits(int dp, int sp)
+    {
+        using var folder = new TemporaryFolder();
+        RecordingListener none = Train(Options(folder, "none", Recomputation.None, dp, sp)), block = Train(Options(folder, "block", new Recomputation { EveryBlock = 1, KeepStates = true }, dp, sp));
+        Assert.Equal(none.Losses, block.Losses);
+        Assert.Equal(none.Steps.Select(s => s.GradientNorm), block.Steps.Select(s => s.GradientNorm));
+    }
+
+    [Fact]
+    public void Another_choice_on_resume_goes_on_digit_by_digit_with_a_note()
+    {
+        using var folder = new TemporaryFolder();
+        double[] straight = Train(Options(folder, "straight", Recomputation.None)).Losses;
+        TrainOptions parts = Options(folder, "parts", Recomputation.None);
+        Train(parts with { StopAfter = 3 });
+        RecordingListener resumed = Train(parts with { Resume = true, Recomputation = new Recomputation { EveryBlock = 2 } });
+        Assert.Equal(straight[3..], resumed.Losses);
+        Assert.Contains("the checkpoint was trained with checkpointing none, this run with checkpointing block:2", resumed.Notes);
+    }
+
+    [Fact]
+    public void Feed_forward_chunks_change_losses_by_rounding_only()
+    {
+        using var folder = new TemporaryFolder();
+        double[] whole = Train(Options(folder, "whole", Recomputation.None)).Losses;
+        double[] chunked = Train(Options(folder, "chunked", new Recomputation { EveryBlock = 1, MlpChunk = 33 }, sp: 2)).Losses;
+        Assert.All(whole.Zip(chunked), pair => Assert.Equal(pair.First, pair.Second, 2e-4));
+    }
+
+    [Fact]
+    public void Choices_that_cannot_be_are_refused()
+    {
+        Assert.Contains("add --checkpointing block", Refused(new Recomputation { KeepStates = true }), StringComparison.Ordinal);
+        Assert.Contains("every -1th block", Refused(new Recomputation { EveryBlock = -1 }), StringComparison.Ordinal);
+        Assert.Contains("chunk of -5 tokens", Refused(new Recomputation { MlpChunk = -5 }), StringComparison.Ordinal);
+    }
+
+    private static string Refused(Recomputation recomputation)
+    {
+        using var folder = new TemporaryFolder();
+        string message = Assert.Throws<LaspException>(() => TrainingRun.Run(Options(folder, "out", recomputation))).Message;
+        Assert.DoesNotContain('\n', message);
+        return message;
+    }
+
+    [Theory]
+    [InlineData("none", 0)]
+    [InlineData("block", 1)]
+    [InlineData("block:1", 1)]
+    [InlineData("block:12", 12)]
+    [InlineData("block:0", null)]
+    [InlineData("block:-2", null)]
+    [InlineData("block:", null)]
+    [InlineData("Block", null)]
+    [InlineData("", null)]
+    public void The_command_line_s_words_are_read(string text, int? every)
+    {
+        Assert.Equal(every, Recomputation.ParseBlocks(text));
+        if (every is { } k) Assert.Equal(text == "block:1" ? "block" : text, new Recomputation { EveryBlock = k }.Blocks);
+    }
+}
