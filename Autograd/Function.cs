@@ -19,6 +19,9 @@ public abstract class Function
     /// <summary>Execution order over all tapes.</summary>
     internal long Sequence { get; private set; }
 
+    /// <summary>Whether the backward pass, having come to this function, has something to do here.</summary>
+    internal virtual bool IsReached => Outputs.Any(o => o.Reached);
+
     /// <summary>Keeps a second handle on a tensor until this function's backward has run.</summary>
     protected Tensor Save(Tensor tensor)
     {
@@ -69,7 +72,7 @@ public abstract class Function
     {
         Inputs = new Variable[inputs.Length];
         for (int i = 0; i < inputs.Length; i++) Inputs[i] = inputs[i] ?? Absent;
-        Sequence = Interlocked.Increment(ref s_clock);
+        TakeSequence();
         bool requiresGradient = Inputs.Any(i => i.RequiresGradient);
         Device device = Inputs.First(i => i != Absent).Device;
         try
@@ -90,6 +93,8 @@ public abstract class Function
         if (!requiresGradient) Release();
         return Outputs;
     }
+
+    private protected void TakeSequence() => Sequence = Interlocked.Increment(ref s_clock);
 
     /// <summary>Stands for an optional input that was not given.</summary>
     internal static Variable Absent { get; } = new(null, requiresGradient: false, tape: null, device: null!);

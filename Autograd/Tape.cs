@@ -133,6 +133,18 @@ public sealed class Tape : IDisposable
         if (_state == State.Closed) throw new LaspException("this tape was disposed; record the step on a new one");
     }
 
+    /// <summary>
+    /// Runs an action when backward comes to this point of the recording: after the functions recorded later, before those recorded earlier, on the tape of
+    /// <paramref name="at"/>. Where that is on no tape, nothing will run backwards and the action is dropped.
+    /// </summary>
+    public static void WhenBackward(Variable at, Action action)
+    {
+        ArgumentNullException.ThrowIfNull(at);
+        if (at.Tape is not { } tape) return;
+        tape.ThrowIfNotRecording();
+        tape.Add(new BackwardPoint(action), requiresGradient: true);
+    }
+
     /// <summary>Runs backwards from several outputs of one tape at once, each with its gradient (null: 1 for a single element).</summary>
     public static void Backward(params ReadOnlySpan<(Variable Output, Tensor? Gradient)> roots)
     {
@@ -176,7 +188,7 @@ public sealed class Tape : IDisposable
         bool ran = false;
         try
         {
-            if (function.Outputs.Any(o => o.Reached)) function.Backward(new BackwardPass(function));
+            if (function.IsReached) function.Backward(new BackwardPass(function));
             ran = true;
         }
         finally

@@ -6,6 +6,7 @@ namespace LaspNative.Collectives;
 /// The ranks of one group, seen from one of them. Every rank calls the same operations in the same order.
 /// Operations are asynchronous: they start when the device's work queued so far is done, run beside later work, and return a handle whose
 /// <see cref="CommunicationWork.Wait"/> puts the result before whatever is queued next. Sources must not be written, and destinations not touched, until then.
+/// In place: the source of an AllGather may be the rank's own block of the destination, the destination of a ReduceScatter the rank's own block of the source (equal blocks only).
 /// Peers are ranks of THIS group, never of the world.
 /// </summary>
 public interface ICommunicator : IDisposable

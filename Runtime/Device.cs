@@ -57,8 +57,14 @@ public abstract class Device : IDisposable
 
     internal Storage Allocate(long bytes, MemoryCategory category)
     {
+        (nint pointer, AllocationTicket ticket) = AllocateMemory(bytes, category);
+        return new Storage(this, pointer, bytes, owned: true, ticket);
+    }
+
+    internal (nint Pointer, AllocationTicket Ticket) AllocateMemory(long bytes, MemoryCategory category)
+    {
         nint pointer = AllocateCore(bytes);
-        return new Storage(this, pointer, bytes, owned: true, Memory.Add(bytes, category));
+        return (pointer, Memory.Add(bytes, category));
     }
 
     internal void Free(Storage storage)

@@ -74,11 +74,17 @@ public sealed class AdamW : IDisposable
     {
         if (_device is null) return 0;
         using Tensor sum = Tensor.Zeros([1], _slots[0].Master.DType, _device, MemoryCategory.Workspace);
+        AddSquaredNorm(sum);
+        return sum.ToDoubles()[0];
+    }
+
+    /// <summary>Adds the sum of squares over all gradients here to <paramref name="sum"/> [1], fp32 (fp64).</summary>
+    public void AddSquaredNorm(Tensor sum)
+    {
         foreach (Slot slot in _slots)
         {
-            if (slot.Parameter.Variable.Gradient is { } gradient) _device.Backend.AddSumOfSquares(gradient, sum);
+            if (slot.Parameter.Variable.Gradient is { } gradient) gradient.Device.Backend.AddSumOfSquares(gradient, sum);
         }
-        return sum.ToDoubles()[0];
     }
 
     /// <summary>Updates every parameter that has a gradient. The gradients stay; free them with <see cref="ZeroGradients"/>.</summary>
@@ -109,11 +115,21 @@ public sealed class AdamW : IDisposable
         var state = new List<NamedTensor>(3 * _slots.Count);
         foreach (Slot slot in _slots)
         {
-            state.Add(new NamedTensor(slot.Parameter.Name + ".exp_avg", slot.First));
-            state.Add(new NamedTensor(slot.Parameter.Name + ".exp_avg_sq", slot.Second));
-            if (slot.OwnsMaster) state.Add(new NamedTensor(slot.Parameter.Name + ".master", slot.Master));
+            string[] names = StateNames(slot.Parameter);
+            state.Add(new NamedTensor(names[0], slot.First));
+            state.Add(new NamedTensor(names[1], slot.Second));
+            if (slot.OwnsMaster) state.Add(new NamedTensor(names[2], slot.Master));
         }
         return state;
+    }
+
+    /// <summary>The names under which <see cref="ExportState"/> gives the state of a parameter.</summary>
+    public static string[] StateNames(NamedParameter parameter)
+    {
+        ArgumentNullException.ThrowIfNull(parameter);
+        string[] moments = [parameter.Name + ".exp_avg", parameter.Name + ".exp_avg_sq"];
+        DType type = parameter.Variable.DType;
+        return type == type.Accumulator() ? moments : [.. moments, parameter.Name + ".master"];
     }
 
     /// <summary>

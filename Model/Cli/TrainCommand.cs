@@ -27,6 +27,8 @@ internal sealed class TrainCommand
         "--checkpointing", "Keep only the input of every block (of every k-th), and compute the rest again in backward. [default: none]", "none|block[:k]", text => Recomputation.ParseBlocks(text) is not null, "use none, block, or block:k with k of 1 or more");
     private readonly Option<bool> _keepStates = new("--keep-states") { Description = "With --checkpointing: linear layers keep the state that entered the rank, so that computing them again sends nothing." };
     private readonly Option<long?> _mlpChunk = OptionKinds.Whole("--mlp-chunk", "Tokens of a rank whose feed-forward activations are there at once; 0: all. [default: 0]", "TOKENS", 0L);
+    private readonly Option<int?> _zero = OptionKinds.Whole("--zero", "What all ranks divide among themselves: 1 optimizer states, 2 gradients too, 3 parameters too. [default: 0, nothing]", "0|1|2|3", 0);
+    private readonly Option<int?> _bucket = OptionKinds.Whole("--bucket-mib", "MiB of gradients that one message sums, while backward goes on. [default: 32]", "M", 1);
     private readonly Terminal _terminal;
 
     private TrainCommand(Terminal terminal) => _terminal = terminal;
@@ -42,6 +44,7 @@ internal sealed class TrainCommand
             "lasp train --data corpus --preset linear-llama3-1b --device cuda --seq-len 32768 --batch 1",
             "lasp train --data . --layer-pattern LLLN --strategy zeco --softmax-strategy zigzag --ranks 2 --dp 2",
             "lasp train --data corpus --preset linear-llama3-1b --seq-len 131072 --batch 1 --checkpointing block --mlp-chunk 16384",
+            "lasp train --data . --ranks 2 --dp 2 --zero 3",
             "lasp train --data . --resume --steps 120");
         foreach (Option option in train.OwnOptions) command.Add(option);
         train._common.AddTo(command);
@@ -56,7 +59,8 @@ internal sealed class TrainCommand
     }
 
     private Option[] OwnOptions =>
-        [_data, _preset, _config, _listPresets, _sequenceLength, _steps, _batch, _learningRate, _warmup, _layerPattern, _out, _resume, _stopAfter, _checkpointEvery, _tokenizer, _checkpointing, _keepStates, _mlpChunk];
+        [_data, _preset, _config, _listPresets, _sequenceLength, _steps, _batch, _learningRate, _warmup, _layerPattern, _out, _resume, _stopAfter, _checkpointEvery, _tokenizer,
+            _checkpointing, _keepStates, _mlpChunk, _zero, _bucket];
 
     private int Run(ParseResult parsed)
     {
@@ -103,6 +107,8 @@ internal sealed class TrainCommand
             Tokenizer = parsed.GetValue(_tokenizer) ?? "bytes",
             World = world with { Ranks = TotalRanks(world.Ranks, groups) },
             DataParallel = groups,
+            Zero = (ZeroStage)(parsed.GetValue(_zero) ?? 0),
+            BucketBytes = (parsed.GetValue(_bucket) ?? 32L) << 20,
             Strategy = _common.StrategyOf(parsed),
             SoftmaxStrategy = _common.SoftmaxStrategyOf(parsed),
             Recomputation = RecomputationOf(parsed),

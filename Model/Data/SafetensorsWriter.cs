@@ -4,6 +4,12 @@ using LaspNative.Runtime;
 
 namespace LaspNative.Model;
 
+/// <summary>A tensor to be written. <see cref="Load"/> is called once, in the file's order; its result, which the caller disposes, has this type and shape.</summary>
+internal readonly record struct SafetensorsSource(string Name, DType DType, Shape Shape, Func<Tensor> Load)
+{
+    public long Bytes => Shape.Count * DType.Size();
+}
+
 /// <summary>
 /// Writes safetensors files. The bytes depend only on the tensors: wider element types come first, then names in ordinal order, so that every tensor is aligned
 /// to its elements and the order of the arguments does not matter. The file appears under its name only when it is complete.
@@ -17,7 +23,16 @@ public static class SafetensorsWriter
     {
         ArgumentNullException.ThrowIfNull(path);
         ArgumentNullException.ThrowIfNull(tensors);
-        (string Name, Tensor Tensor)[] ordered = [.. tensors.OrderByDescending(t => t.Tensor.DType.Size()).ThenBy(t => t.Name, StringComparer.Ordinal)];
+        Write(path, tensors.Select(t => new SafetensorsSource(t.Name, t.Tensor.DType, t.Tensor.Shape, t.Tensor.Share)), metadata);
+    }
+
+    /// <summary>The order in which a file holds its tensors.</summary>
+    internal static SafetensorsSource[] InFileOrder(IEnumerable<SafetensorsSource> entries) => [.. entries.OrderByDescending(t => t.DType.Size()).ThenBy(t => t.Name, StringComparer.Ordinal)];
+
+    /// <summary>As the other, for tensors that are fetched one at a time.</summary>
+    internal static void Write(string path, IEnumerable<SafetensorsSource> entries, IReadOnlyDictionary<string, string>? metadata = null)
+    {
+        SafetensorsSource[] ordered = InFileOrder(entries);
         byte[] header = Header(path, ordered, metadata);
         string partial = path + ".partial";
         try
@@ -25,7 +40,11 @@ public static class SafetensorsWriter
             using (FileStream stream = new(partial, FileMode.Create, FileAccess.Write, FileShare.None, bufferSize: 0))
             {
                 stream.Write(header);
-                foreach ((_, Tensor tensor) in ordered) Copy(tensor, stream);
+                foreach (SafetensorsSource entry in ordered)
+                {
+                    using Tensor tensor = entry.Load();
+                    Copy(tensor, stream);
+                }
                 stream.Flush(flushToDisk: true);
             }
             File.Move(partial, path, overwrite: true);
@@ -39,7 +58,7 @@ public static class SafetensorsWriter
     }
 
     /// <summary>Length, JSON, and spaces up to a multiple of 8 bytes.</summary>
-    private static byte[] Header(string path, ReadOnlySpan<(string Name, Tensor Tensor)> ordered, IReadOnlyDictionary<string, string>? metadata)
+    private static byte[] Header(string path, ReadOnlySpan<SafetensorsSource> ordered, IReadOnlyDictionary<string, string>? metadata)
     {
         using var text = new MemoryStream();
         text.Write(stackalloc byte[sizeof(ulong)]);
@@ -49,11 +68,12 @@ public static class SafetensorsWriter
             json.WriteStartObject();
             if (metadata is { Count: > 0 }) WriteMetadata(json, metadata);
             long position = 0;
-            foreach ((string name, Tensor tensor) in ordered)
+            foreach (SafetensorsSource entry in ordered)
             {
+                string name = entry.Name;
                 if (name == SafetensorsHeader.MetadataKey || !names.Add(name)) throw new LaspException($"{path}: a tensor cannot be named '{name}': the name is {(name == SafetensorsHeader.MetadataKey ? "the format's own" : "taken twice")}");
-                WriteEntry(json, name, tensor, position);
-                position += tensor.Bytes;
+                WriteEntry(json, entry, position);
+                position += entry.Bytes;
             }
             json.WriteEndObject();
         }
@@ -70,16 +90,16 @@ public static class SafetensorsWriter
         json.WriteEndObject();
     }
 
-    private static void WriteEntry(Utf8JsonWriter json, string name, Tensor tensor, long position)
+    private static void WriteEntry(Utf8JsonWriter json, SafetensorsSource entry, long position)
     {
-        json.WriteStartObject(name);
-        json.WriteString("dtype", tensor.DType.ToString());
+        json.WriteStartObject(entry.Name);
+        json.WriteString("dtype", entry.DType.ToString());
         json.WriteStartArray("shape");
-        foreach (long extent in tensor.Shape) json.WriteNumberValue(extent);
+        foreach (long extent in entry.Shape) json.WriteNumberValue(extent);
         json.WriteEndArray();
         json.WriteStartArray("data_offsets");
         json.WriteNumberValue(position);
-        json.WriteNumberValue(position + tensor.Bytes);
+        json.WriteNumberValue(position + entry.Bytes);
         json.WriteEndArray();
         json.WriteEndObject();
     }

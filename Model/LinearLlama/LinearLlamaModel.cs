@@ -43,6 +43,9 @@ public sealed class LinearLlamaModel : IDisposable
 
     public IReadOnlyList<NamedParameter> Parameters => _parameters.All;
 
+    /// <summary>Brings the parameters where ranks divide them; null: they are always there.</summary>
+    internal IParameterResidency? Residency { get; set; }
+
     /// <summary>The initial value of a parameter in fp32, before it was rounded to the model's type: what an optimizer's master weights start from. The caller's.</summary>
     public Tensor InitialValue(NamedParameter parameter) => _parameters.ExactValue(parameter.Name, parameter.Variable.Shape);
 
@@ -62,9 +65,14 @@ public sealed class LinearLlamaModel : IDisposable
     /// <summary>The normed output of the last layer, [B, C, hidden].</summary>
     private Variable Hidden(Variable ids, SequenceContext sequence)
     {
+        Residency?.EnterModel(ids);
         var stream = new ResidualStream(Embedding.Apply(ids, _embedTokens), null);
         for (int i = 0; i < _blocks.Count; i++)
+        {
+            Residency?.EnterBlock(i, stream.Sum);
             stream = sequence.Recomputation.Covers(i) ? _blocks[i].ForwardTwice(stream, sequence) : _blocks[i].Forward(stream, sequence);
+            Residency?.LeaveBlock(i, stream.Sum);
+        }
         (Variable sum, Variable normed) = stream.Norm(_norm, Config.RmsNormEps);
         using (sum) return normed;
     }

@@ -31,7 +31,8 @@ internal sealed class Checkpoint
 
     public static string FolderOf(string output, long step) => Path.Combine(output, Prefix + step.ToString(CultureInfo.InvariantCulture));
 
-    public static void Write(string output, TrainerState state, LinearLlamaModel model, AdamW optimizer)
+    /// <summary>Writes the folder, on rank 0, while the other ranks <see cref="Contribute"/>. Tensors that are divided come one at a time.</summary>
+    public static void Write(string output, TrainerState state, LinearLlamaConfig config, ModelReplica replica)
     {
         string folder = FolderOf(output, state.Step);
         string unfinished = Path.Combine(output, UnfinishedPrefix + state.Step.ToString(CultureInfo.InvariantCulture));
@@ -39,9 +40,9 @@ internal sealed class Checkpoint
         {
             Remove(unfinished);
             Directory.CreateDirectory(unfinished);
-            SafetensorsWriter.Write(Path.Combine(unfinished, ModelFile), model.Parameters.Select(p => (p.Name, p.Variable.Value)), new Dictionary<string, string>(StringComparer.Ordinal) { ["format"] = "pt" });
-            SafetensorsWriter.Write(Path.Combine(unfinished, OptimizerFile), optimizer.ExportState().Select(t => (t.Name, t.Tensor)));
-            WriteText(Path.Combine(unfinished, ConfigFile), LinearLlamaConfigJson.Write(model.Config));
+            SafetensorsWriter.Write(Path.Combine(unfinished, ModelFile), replica.Parameters(), new Dictionary<string, string>(StringComparer.Ordinal) { ["format"] = "pt" });
+            SafetensorsWriter.Write(Path.Combine(unfinished, OptimizerFile), replica.OptimizerState());
+            WriteText(Path.Combine(unfinished, ConfigFile), LinearLlamaConfigJson.Write(config));
             WriteText(Path.Combine(unfinished, StateFile), state.ToJson());
             Replace(unfinished, folder);
         }
@@ -49,6 +50,13 @@ internal sealed class Checkpoint
         {
             throw new LaspException($"cannot write {folder}: {error.Message.ReplaceLineEndings(" ")}; free space or choose another --out", error);
         }
+    }
+
+    /// <summary>Hands rank 0 what it asks for while it writes.</summary>
+    public static void Contribute(ModelReplica replica)
+    {
+        foreach (SafetensorsSource entry in SafetensorsWriter.InFileOrder(replica.Parameters())) entry.Load().Dispose();
+        foreach (SafetensorsSource entry in SafetensorsWriter.InFileOrder(replica.OptimizerState())) entry.Load().Dispose();
     }
 
     /// <summary>Puts a finished folder in the place of an earlier one of that step.</summary>
@@ -99,19 +107,20 @@ internal sealed class Checkpoint
     }
 
     /// <summary>Loads weights and optimizer state. Types may differ from the checkpoint's: the widest copy of a weight is taken and rounded.</summary>
-    public void Load(LinearLlamaModel model, AdamW optimizer)
+    public void Load(LinearLlamaModel model, ModelReplica replica)
     {
         LinearLlamaConfig config = LinearLlamaConfigJson.ReadFile(Path.Combine(Folder, ConfigFile));
         if (config != model.Config) throw new LaspException($"{Folder} holds another model (see its config.json); use that preset or config, or another --out to start anew");
         using SafetensorsFile weights = SafetensorsFile.Open(Path.Combine(Folder, ModelFile)), states = SafetensorsFile.Open(Path.Combine(Folder, OptimizerFile));
-        foreach ((string name, Variable variable, _) in model.Parameters)
+        foreach (NamedParameter parameter in model.Parameters)
         {
+            (string name, Variable variable, _) = parameter;
             using Tensor source = Find(name + MasterSuffix, variable.Device) ?? throw new LaspException($"{Folder}: there are no weights '{name}'; restore the file or start anew with another --out");
             if (source.Shape != variable.Shape) throw new LaspException($"{Folder}: '{name}' has shape {source.Shape}, the model needs {variable.Shape}; restore the file or start anew with another --out");
-            variable.Device.Backend.Cast(source, variable.Value);
+            replica.SetParameter(parameter, source);
         }
         Tensor? last = null;
-        optimizer.ImportState(State.Step, name =>
+        replica.ImportState(State.Step, name =>
         {
             last?.Dispose();
             return last = Find(name, model.Parameters[0].Variable.Device);

@@ -10,19 +10,16 @@ namespace LaspNative.Model;
 ///   loss = sum of token losses over the world / labels that count over the world        gradient = sum of the ranks' gradients over the world
 /// Never a mean of means: a rank, or a group, without any label that counts adds nothing.
 /// </summary>
-internal sealed class GlobalStep : IDisposable
+internal sealed class GlobalStep
 {
     private readonly LinearLlamaModel _model;
     private readonly ICommunicator _world;
     private readonly SequenceContext _sequence;
     private readonly GradientBuckets _gradients;
 
-    /// <param name="gradients">Where gradients are summed; taken over. Null: whole on every rank, in buckets of the default size.</param>
-    public GlobalStep(LinearLlamaModel model, ICommunicator world, SequenceContext sequence, GradientBuckets? gradients = null)
-    {
-        (_model, _world, _sequence) = (model, world, sequence);
-        _gradients = gradients ?? GradientBuckets.WholeOnEveryRank(model.Parameters, world, TrainOptions.DefaultBucketBytes);
-    }
+    /// <param name="gradients">Where gradients are summed; the caller's.</param>
+    public GlobalStep(LinearLlamaModel model, ICommunicator world, SequenceContext sequence, GradientBuckets gradients) =>
+        (_model, _world, _sequence, _gradients) = (model, world, sequence, gradients);
 
     /// <summary>Sums the gradients, each message sent while backward goes on. Returns the loss, and whether any rank was told to stop.</summary>
     /// <param name="batch">The group's share on its source rank, null on the others.</param>
@@ -66,6 +63,4 @@ internal sealed class GlobalStep : IDisposable
         loss.Device.Backend.AddScaled(loss, 1, first);
         return totals;
     }
-
-    public void Dispose() => _gradients.Dispose();
 }

@@ -6,7 +6,7 @@ using LaspNative.Runtime;
 namespace LaspNative.Model;
 
 /// <summary>
-/// Training on one rank of DP x SP. All ranks hold the same parameters, learn the same loss and the same gradient (<see cref="GlobalStep"/>), and take the same step.
+/// Training on one rank of DP x SP. All ranks train one model (<see cref="ModelReplica"/>), learn the same loss and the sum of their gradients (<see cref="GlobalStep"/>), and take the same step.
 /// </summary>
 internal sealed class Trainer : IDisposable
 {
@@ -20,7 +20,7 @@ internal sealed class Trainer : IDisposable
     private readonly ProcessMesh _mesh;
     private readonly List<WaitMeter> _meters = [];
     private readonly LinearLlamaModel _model;
-    private readonly AdamW _optimizer;
+    private readonly ModelReplica _replica;
     private readonly GlobalStep _step;
 
     public Trainer(TrainOptions options, TokenStream stream, RankContext rank, ITrainingListener? listener)
@@ -32,10 +32,11 @@ internal sealed class Trainer : IDisposable
         _groupBatch = recipe.Batch / options.DataParallel;
         _sampler = _mesh.SpRank == SequenceScatter.Source ? SamplerOfGroup(_mesh.DpRank) : null;
         _model = new LinearLlamaModel(options.Config, rank.Device, options.DType, unchecked((ulong)options.Seed));
-        _optimizer = new AdamW(_model.Parameters, new AdamWOptions { Beta1 = recipe.Beta1, Beta2 = recipe.Beta2, WeightDecay = recipe.WeightDecay }, _model.InitialValue);
         var sequence = new SequenceContext(Metered(_mesh.SequenceParallel), options.Strategy, options.SoftmaxStrategy, new SequencePartition(recipe.SequenceLength, _mesh.SpSize)) { Recomputation = options.Recomputation };
         ICommunicator world = Metered(_mesh.World);
-        _step = new GlobalStep(_model, world, sequence, GradientBuckets.WholeOnEveryRank(_model.Parameters, world, options.BucketBytes));
+        var adam = new AdamWOptions { Beta1 = recipe.Beta1, Beta2 = recipe.Beta2, WeightDecay = recipe.WeightDecay };
+        _replica = new ModelReplica(_model, world, adam, options.Zero, options.BucketBytes);
+        _step = new GlobalStep(_model, world, sequence, _replica.Gradients);
     }
 
     private BatchSampler SamplerOfGroup(int group)
@@ -80,10 +81,9 @@ internal sealed class Trainer : IDisposable
         long start = Stopwatch.GetTimestamp();
         (double loss, bool cancelled) = _step.Run(_sampler?.Sample(step), _groupBatch, _rank.Cancellation.IsCancellationRequested);
         if (!double.IsFinite(loss)) throw new LaspException($"the loss is {loss} at step {step}; lower the learning rate ({_options.Recipe.LearningRate}) or go on from an earlier checkpoint");
-        double squaredNorm = _optimizer.GlobalSquaredNorm();
+        double squaredNorm = _replica.SquaredNorm();
         double rate = _schedule[step];
-        _optimizer.Step(rate, GradientClipping.Factor(squaredNorm, _options.Recipe.ClipNorm));
-        _optimizer.ZeroGradients();
+        _replica.Update(rate, GradientClipping.Factor(squaredNorm, _options.Recipe.ClipNorm));
         double seconds = Stopwatch.GetElapsedTime(start).TotalSeconds;
         double tokensPerSecond = _options.Recipe.Batch * _options.Recipe.SequenceLength / seconds;
         var record = new StepRecord(
@@ -112,15 +112,17 @@ internal sealed class Trainer : IDisposable
         Device = _rank.Device.Kind.ToString(),
         Ranks = _mesh.SpSize,
         DataParallel = _options.DataParallel,
+        Zero = (int)_options.Zero,
         Strategy = _options.Strategy.Name,
         SoftmaxStrategy = _options.SoftmaxStrategy.Name,
         Recomputation = _options.Recomputation.ToString(),
     };
 
-    /// <summary>Rank 0 writes; the others go on when it has.</summary>
+    /// <summary>Rank 0 writes, the others hand it what it lacks; they go on when it has.</summary>
     private string Save(long step)
     {
-        if (_rank.Rank == 0) Checkpoint.Write(_options.Output, StateAt(step), _model, _optimizer);
+        if (_rank.Rank == 0) Checkpoint.Write(_options.Output, StateAt(step), _model.Config, _replica);
+        else Checkpoint.Contribute(_replica);
         _rank.World.Barrier();
         return Checkpoint.FolderOf(_options.Output, step);
     }
@@ -132,7 +134,7 @@ internal sealed class Trainer : IDisposable
             ?? throw new LaspException($"there is no checkpoint in {_options.Output} to resume from; leave out --resume to start anew");
         TrainerState now = StateAt(checkpoint.State.Step);
         now.RequireContinues(checkpoint.State, checkpoint.Folder);
-        checkpoint.Load(_model, _optimizer);
+        checkpoint.Load(_model, _replica);
         _listener?.Note($"resumed from {checkpoint.Folder}");
         foreach (string difference in now.Differences(checkpoint.State)) _listener?.Note(difference);
         if (checkpoint.State.Step >= _options.LastStep) _listener?.Note($"nothing to do: step {checkpoint.State.Step} is done, and the run ends after {_options.LastStep}");
@@ -142,8 +144,7 @@ internal sealed class Trainer : IDisposable
 
     public void Dispose()
     {
-        _step.Dispose();
-        _optimizer.Dispose();
+        _replica.Dispose();
         _model.Dispose();
         _mesh.Dispose();
     }

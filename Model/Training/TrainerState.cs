@@ -41,6 +41,9 @@ internal sealed record TrainerState
     /// <summary>Data-parallel groups.</summary>
     public int DataParallel { get; init; } = 1;
 
+    /// <summary>ZeRO stage.</summary>
+    public int Zero { get; init; }
+
     public required string Strategy { get; init; }
 
     public string SoftmaxStrategy { get; init; } = SoftmaxAllGather.Default.Name;
@@ -76,6 +79,7 @@ internal sealed record TrainerState
         if (saved.Device != Device) yield return $"the checkpoint was trained on {saved.Device}, this run is on {Device}";
         if (saved.Ranks != Ranks) yield return $"the checkpoint was trained on {saved.Ranks} ranks, this run has {Ranks}";
         if (saved.DataParallel != DataParallel) yield return $"the checkpoint was trained by {saved.DataParallel} data-parallel groups, this run has {DataParallel}";
+        if (saved.Zero != Zero) yield return $"the checkpoint was trained with --zero {saved.Zero}, this run uses --zero {Zero}";
         if (saved.Strategy != Strategy) yield return $"the checkpoint was trained with {saved.Strategy}, this run uses {Strategy}";
         if (saved.SoftmaxStrategy != SoftmaxStrategy) yield return $"the checkpoint's softmax layers were trained with {saved.SoftmaxStrategy}, this run uses {SoftmaxStrategy}";
         if (saved.Recomputation != Recomputation) yield return $"the checkpoint was trained with {saved.Recomputation}, this run with {Recomputation}";

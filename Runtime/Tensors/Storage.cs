@@ -2,27 +2,29 @@ namespace LaspNative.Runtime;
 
 /// <summary>
 /// One allocation of a device, shared by the tensors that view it and freed when the last of them is disposed.
-/// The reference count makes frees deterministic: nothing waits for the garbage collector.
+/// The reference count makes frees deterministic: nothing waits for the garbage collector. The memory itself may go and come back under the tensors (<see cref="Evict"/>).
 /// </summary>
 internal sealed class Storage
 {
     private int _references = 1;
+    private nint _pointer;
+    private bool _isAway;
 
     public Device Device { get; }
 
-    public nint Pointer { get; }
+    public nint Pointer => !_isAway ? _pointer : throw new InvalidOperationException("the memory of this tensor was evicted; restore it before it is read or written");
 
     public long Bytes { get; }
 
     /// <summary>False when another library owns the memory; then the last release frees nothing.</summary>
     public bool Owned { get; }
 
-    public AllocationTicket Ticket { get; }
+    public AllocationTicket Ticket { get; private set; }
 
     public Storage(Device device, nint pointer, long bytes, bool owned, AllocationTicket ticket)
     {
         Device = device;
-        Pointer = pointer;
+        _pointer = pointer;
         Bytes = bytes;
         Owned = owned;
         Ticket = ticket;
@@ -39,6 +41,22 @@ internal sealed class Storage
 
     public void Release()
     {
-        if (Interlocked.Decrement(ref _references) == 0 && Owned) Device.Free(this);
+        if (Interlocked.Decrement(ref _references) == 0 && Owned && !_isAway) Device.Free(this);
+    }
+
+    /// <summary>Frees the memory and keeps the tensors that view it.</summary>
+    public void Evict()
+    {
+        if (_isAway || !Owned) throw new InvalidOperationException("only memory that is there, and that the device owns, can be evicted");
+        Device.Free(this);
+        _isAway = true;
+    }
+
+    /// <summary>Gives the tensors memory again, uninitialised.</summary>
+    public void Restore()
+    {
+        if (!_isAway) throw new InvalidOperationException("this memory was not evicted");
+        (_pointer, Ticket) = Device.AllocateMemory(Bytes, Ticket.Category);
+        _isAway = false;
     }
 }

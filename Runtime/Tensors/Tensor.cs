@@ -115,6 +115,14 @@ public sealed class Tensor : IDisposable
         return new Tensor(_storage, _offset + offset, shape, DType);
     }
 
+    /// <summary>
+    /// Frees the memory under this tensor and all that view it; they stay, and are usable again after <see cref="RestoreMemory"/>. For parameters that are only there while they are needed.
+    /// </summary>
+    public void EvictMemory() => _storage.Evict();
+
+    /// <summary>Allocates the memory again that <see cref="EvictMemory"/> freed, for all tensors that view it. It is uninitialised.</summary>
+    public void RestoreMemory() => _storage.Restore();
+
     /// <summary>Copies to the host; waits for the device's queued work first.</summary>
     public void CopyTo<T>(Span<T> destination) where T : unmanaged
     {

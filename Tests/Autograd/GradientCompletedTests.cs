@@ -74,6 +74,28 @@ public class GradientCompletedTests
     }
 
     [Fact]
+    public void Backward_runs_an_action_at_its_point_of_the_tape_and_drops_it_where_there_is_no_tape()
+    {
+        using Device device = Device.Open("cpu:1");
+        using Variable a = Parameter(device, 2), b = Parameter(device, 3);
+        var order = new List<string>();
+        a.GradientCompleted = _ => order.Add("a");
+        b.GradientCompleted = _ => order.Add("b");
+        using (var tape = new Tape())
+        {
+            Variable x = tape.Constant(Tensor.FromSpan([1f], [1, 1], device));
+            Tape.WhenBackward(x, () => order.Add("start"));
+            Variable y = Linear.Apply(x, a);
+            Tape.WhenBackward(y, () => order.Add("between"));
+            Linear.Apply(y, b).Backward();
+        }
+        Assert.Equal(["b", "between", "a", "start"], order);
+        Tape.WhenBackward(a, () => order.Add("never"));
+        using (var tape = new Tape()) Tape.WhenBackward(tape.Constant(Tensor.FromSpan([1f], [1, 1], device)), () => order.Add("never"));
+        Assert.Equal(4, order.Count);
+    }
+
+    [Fact]
     public void A_gradient_is_taken_and_put_back_and_a_stranger_is_refused()
     {
         using Device device = Device.Open("cpu:1");

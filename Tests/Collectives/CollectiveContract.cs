@@ -98,6 +98,17 @@ public abstract partial class CollectiveContract
     });
 
     [Theory, MemberData(nameof(Cases))]
+    public void A_gather_and_a_reduce_scatter_may_use_the_ranks_own_block_in_place(int ranks, DType dtype) => RunSizes(ranks, dtype, (r, count) =>
+    {
+        using Tensor all = Filled(r, dtype, ranks * count, i => Value(r.Rank, i));
+        using Tensor own = all.Slice(r.Rank * count, count);
+        r.World.ReduceScatter(all, own).Wait();
+        Equal(count, i => Enumerable.Range(0, ranks).Sum(p => Value(p, r.Rank * count + i)), own);
+        r.World.AllGather(own, all).Wait();
+        Equal(ranks * count, i => Enumerable.Range(0, ranks).Sum(p => Value(p, i)), all);
+    });
+
+    [Theory, MemberData(nameof(Cases))]
     public void Broadcast_copies_from_every_root(int ranks, DType dtype) => RunSizes(ranks, dtype, (r, count) =>
     {
         for (int root = 0; root < ranks; root++)

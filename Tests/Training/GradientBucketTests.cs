@@ -43,7 +43,7 @@ public class GradientBucketTests
             StepOnRanks step = Step(tied: true);
             using var model = new LinearLlamaModel(step.Config, rank.Device, DType.F32, seed: 3);
             using GradientBuckets gradients = GradientBuckets.WholeOnEveryRank(model.Parameters, rank.World, bytes);
-            using var global = new GlobalStep(model, rank.World, StepOnRanks.Alone(rank.World, step.Batch.Length), gradients);
+            var global = new GlobalStep(model, rank.World, StepOnRanks.Alone(rank.World, step.Batch.Length), gradients);
             Variable embedding = model.Parameters[0].Variable;
             Action<Variable> complete = embedding.GradientCompleted!;
             const int Others = 2; // the number of labels, and the loss

@@ -40,14 +40,14 @@ internal sealed class FlatBucket
     public long Padding => Length - Pieces.Sum(p => p.Count);
 
     /// <summary>The parts of parameters that lie in a rank's shard.</summary>
-    public IEnumerable<FlatSegment> SegmentsOf(int rank)
+    public IEnumerable<FlatSegment> SegmentsOf(int rank) => Pieces.Select(p => SegmentOf(p, rank)).OfType<FlatSegment>();
+
+    /// <summary>The part of one parameter that lies in a rank's shard; null when there is none.</summary>
+    public FlatSegment? SegmentOf(FlatPiece piece, int rank)
     {
         long shard = rank * ShardLength;
-        foreach (FlatPiece piece in Pieces)
-        {
-            long start = Math.Max(piece.Start, shard), end = Math.Min(piece.End, shard + ShardLength);
-            if (start < end) yield return new FlatSegment(piece.Parameter, start - piece.Start, start - shard, end - start);
-        }
+        long start = Math.Max(piece.Start, shard), end = Math.Min(piece.End, shard + ShardLength);
+        return start < end ? new FlatSegment(piece.Parameter, start - piece.Start, start - shard, end - start) : null;
     }
 
     /// <summary>Cuts parameters, in the order given, into buckets of at most <paramref name="elements"/> where one parameter alone does not exceed it.</summary>

@@ -1,0 +1,151 @@
+using LaspNative.Autograd;
+using LaspNative.Collectives;
+using LaspNative.Runtime;
+
+namespace LaspNative.Model;
+
+/// <summary>
+/// What one rank holds of a model in training, and how the ranks keep it one model: parameters, gradients and optimizer states, each whole or divided over all ranks of DP x SP
+/// (<see cref="ZeroStage"/>). Checkpoints do not show the difference.
+/// </summary>
+internal sealed class ModelReplica : IDisposable
+{
+    private readonly LinearLlamaModel _model;
+    private readonly ICommunicator _group;
+    private readonly ZeroStage _stage;
+    private readonly ParameterShards? _shards;
+    private readonly AdamW _optimizer;
+
+    /// <param name="model">Stays the caller's; its parameters may move, and in stage 3 leave between uses.</param>
+    /// <param name="bucketBytes">Bytes of gradients in one message; in stage 3 a block is one message.</param>
+    public ModelReplica(LinearLlamaModel model, ICommunicator group, AdamWOptions options, ZeroStage stage, long bucketBytes)
+    {
+        (_model, _group, _stage) = (model, group, group.Size == 1 ? ZeroStage.None : stage);
+        if (_stage == ZeroStage.None)
+        {
+            Gradients = GradientBuckets.WholeOnEveryRank(model.Parameters, group, bucketBytes);
+            _optimizer = new AdamW(model.Parameters, options, model.InitialValue);
+            return;
+        }
+        IReadOnlyList<FlatBucket> layouts = _stage == ZeroStage.Parameters
+            ? ParameterShards.Blocks(model, group.Size)
+            : FlatBucket.Cut(model.Parameters.Reverse(), GradientBuckets.ElementsOf(model.Parameters, bucketBytes), group.Size);
+        Gradients = new GradientBuckets(layouts, group, _stage);
+        _shards = new ParameterShards(layouts, group, _stage);
+        if (_stage == ZeroStage.Parameters) model.Residency = _shards;
+        _optimizer = new AdamW(_shards.Segments, options, InitialSegment);
+    }
+
+    public GradientBuckets Gradients { get; }
+
+    /// <summary>Sum of squares over the whole gradient, the same on every rank. Call after backward, on every rank; where gradients are divided it takes one message of one number.</summary>
+    public double SquaredNorm()
+    {
+        if (_shards is null) return _optimizer.GlobalSquaredNorm();
+        _shards.TakeGradients(Gradients);
+        using Tensor sum = Tensor.Zeros([1], _model.DType.Accumulator(), _group.Device, MemoryCategory.Workspace);
+        _optimizer.AddSquaredNorm(sum);
+        _group.AllReduce(sum).Wait();
+        return sum.ToDoubles()[0];
+    }
+
+    /// <summary>Updates every parameter and frees the gradients. Call after <see cref="SquaredNorm"/>.</summary>
+    public void Update(double learningRate, double gradientScale)
+    {
+        _optimizer.Step(learningRate, gradientScale);
+        _optimizer.ZeroGradients();
+        _shards?.Publish();
+    }
+
+    /// <summary>The parameters, whole. Entries are loaded on every rank in the file's order; rank 0 gets the tensors, the others may get empty ones.</summary>
+    public IEnumerable<SafetensorsSource> Parameters()
+    {
+        if (_stage != ZeroStage.Parameters) return _model.Parameters.Select(p => new SafetensorsSource(p.Name, p.Variable.DType, p.Variable.Shape, p.Variable.Value.Share));
+        Dictionary<string, Tensor> own = _shards!.Segments.ToDictionary(s => s.Name, s => s.Variable.Value, StringComparer.Ordinal);
+        return _model.Parameters.Select(p => new SafetensorsSource(p.Name, p.Variable.DType, p.Variable.Shape, () => GatherOnRankZero(p, p.Variable.DType, own.GetValueOrDefault(p.Name))));
+    }
+
+    /// <summary>The optimizer's state, whole; loaded as <see cref="Parameters"/> are.</summary>
+    public IEnumerable<SafetensorsSource> OptimizerState()
+    {
+        IReadOnlyList<NamedTensor> state = _optimizer.ExportState();
+        if (_shards is null) return state.Select(t => new SafetensorsSource(t.Name, t.Tensor.DType, t.Tensor.Shape, t.Tensor.Share));
+        Dictionary<string, Tensor> own = state.ToDictionary(t => t.Name, t => t.Tensor, StringComparer.Ordinal);
+        DType acc = _model.DType.Accumulator();
+        return from parameter in _model.Parameters
+               from name in AdamW.StateNames(parameter)
+               select new SafetensorsSource(name, acc, parameter.Variable.Shape, () => GatherOnRankZero(parameter, acc, own.GetValueOrDefault(name)));
+    }
+
+    /// <summary>Sets a parameter, or this rank's part of it, to a value of any type.</summary>
+    public void SetParameter(NamedParameter parameter, Tensor value)
+    {
+        if (_stage != ZeroStage.Parameters)
+        {
+            value.Device.Backend.Cast(value, parameter.Variable.Value);
+            return;
+        }
+        if (_shards!.Segments.FirstOrDefault(s => s.Name == parameter.Name) is not { } segment) return;
+        using Tensor part = PartOf(parameter.Name, value);
+        value.Device.Backend.Cast(part, segment.Variable.Value);
+    }
+
+    /// <summary>As <see cref="AdamW.ImportState"/>, for a state that is whole.</summary>
+    public void ImportState(long stepCount, Func<string, Tensor?> find)
+    {
+        if (_shards is null)
+        {
+            _optimizer.ImportState(stepCount, find);
+            return;
+        }
+        Tensor? part = null;
+        _optimizer.ImportState(stepCount, name =>
+        {
+            part?.Dispose();
+            return part = find(name) is { } whole ? PartOf(name[..name.LastIndexOf('.')], whole) : null;
+        });
+        part?.Dispose();
+    }
+
+    /// <summary>This rank's part of a tensor that is shaped as a parameter.</summary>
+    private Tensor PartOf(string parameter, Tensor whole)
+    {
+        FlatSegment segment = _shards!.SegmentOf(parameter, _group.Rank)!.Value;
+        if (whole.Shape != segment.Parameter.Variable.Shape)
+            throw new LaspException($"the state of '{parameter}' has shape {whole.Shape}, the model needs {segment.Parameter.Variable.Shape}; use the checkpoint's own config");
+        using Tensor flat = whole.View([whole.Count]);
+        return flat.Slice(segment.First, segment.Count);
+    }
+
+    private Tensor InitialSegment(NamedParameter segment)
+    {
+        using Tensor whole = _model.InitialValue(_model.Parameters.First(p => p.Name == segment.Name));
+        return PartOf(segment.Name, whole);
+    }
+
+    /// <summary>A tensor whose parts lie on the ranks as the parameter's do; empty on other ranks than 0. Every rank calls it.</summary>
+    private Tensor GatherOnRankZero(NamedParameter parameter, DType dtype, Tensor? own)
+    {
+        if (_group.Rank > 0)
+        {
+            if (own is not null) _group.Send(own, 0).Wait();
+            return Tensor.Empty([0], dtype, _group.Device, MemoryCategory.Workspace);
+        }
+        using Tensor whole = Tensor.Empty([parameter.Variable.Shape.Count], dtype, _group.Device, MemoryCategory.Workspace);
+        for (int rank = 0; rank < _group.Size; rank++)
+        {
+            if (_shards!.SegmentOf(parameter.Name, rank) is not { } segment) continue;
+            using Tensor place = whole.Slice(segment.First, segment.Count);
+            if (rank == 0) _group.Device.Copy(own!.Pointer, place.Pointer, place.Bytes);
+            else _group.Receive(place, rank).Wait();
+        }
+        return whole.View(parameter.Variable.Shape);
+    }
+
+    public void Dispose()
+    {
+        _optimizer.Dispose();
+        _shards?.Dispose();
+        Gradients.Dispose();
+    }
+}

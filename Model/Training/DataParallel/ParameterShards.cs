@@ -1,0 +1,184 @@
+using LaspNative.Autograd;
+using LaspNative.Collectives;
+using LaspNative.Runtime;
+
+namespace LaspNative.Model;
+
+/// <summary>
+/// A model's parameters in flat units, of which each rank updates its own shard. Stages 1 and 2 keep the whole units, and all-gather them in place after every update
+/// (<see cref="Publish"/>). Stage 3 keeps the shard alone: a block is gathered ahead of its use, while the block before it computes, in forward and again in backward, and freed after;
+/// the parameters outside the blocks stay from the step's start to its end, the last block from forward into backward. On top of its shards a rank then holds at most those and two blocks.
+/// </summary>
+internal sealed class ParameterShards : IParameterResidency, IDisposable
+{
+    private enum Presence
+    {
+        Away,
+        Coming,
+        Here,
+    }
+
+    private sealed class Unit(FlatBucket layout, Tensor flat, Tensor shard)
+    {
+        public FlatBucket Layout { get; } = layout;
+
+        /// <summary>[Length]; the parameters' values are views of it.</summary>
+        public Tensor Flat { get; } = flat;
+
+        /// <summary>[ShardLength] of this rank: a view of Flat, in stage 3 memory of its own.</summary>
+        public Tensor Shard { get; } = shard;
+
+        public Presence Presence { get; set; } = Presence.Here;
+
+        public CommunicationWork? Gather { get; set; }
+    }
+
+    private readonly ICommunicator _group;
+    private readonly bool _isDivided;
+    private readonly Unit[] _units;
+    private readonly List<NamedParameter> _segments = [];
+    private readonly Dictionary<string, (FlatBucket Layout, FlatPiece Piece)> _places = new(StringComparer.Ordinal);
+
+    /// <param name="layouts">Stage 3: the blocks from the last to the first, then the other parameters.</param>
+    public ParameterShards(IReadOnlyList<FlatBucket> layouts, ICommunicator group, ZeroStage stage)
+    {
+        (_group, _isDivided) = (group, stage == ZeroStage.Parameters);
+        _units = [.. layouts.Select(Lay)];
+        foreach (Unit unit in _units)
+        {
+            foreach (FlatPiece piece in unit.Layout.Pieces) _places.Add(piece.Parameter.Name, (unit.Layout, piece));
+            foreach (FlatSegment segment in unit.Layout.SegmentsOf(group.Rank))
+                _segments.Add(segment.Parameter with { Variable = Variable.Parameter(unit.Shard.Slice(segment.Start, segment.Count)) });
+            if (_isDivided) Free(unit);
+        }
+    }
+
+    /// <summary>
+    /// The parts of parameters that this rank updates, flat, under the parameters' names: what its optimizer knows. Each parameter has at most one part on a rank.
+    /// </summary>
+    public IReadOnlyList<NamedParameter> Segments => _segments;
+
+    /// <summary>The blocks of a model from the last to the first, then what lies outside of them: the order in which backward completes their gradients.</summary>
+    public static IReadOnlyList<FlatBucket> Blocks(LinearLlamaModel model, int ranks)
+    {
+        var units = new List<FlatBucket>();
+        for (int block = model.Config.NumHiddenLayers - 1; block >= 0; block--)
+        {
+            string prefix = $"model.layers.{block}.";
+            units.Add(new FlatBucket([.. model.Parameters.Where(p => p.Name.StartsWith(prefix, StringComparison.Ordinal))], ranks));
+        }
+        var inBlocks = units.SelectMany(u => u.Pieces).Select(p => p.Parameter).ToHashSet();
+        units.Add(new FlatBucket([.. model.Parameters.Where(p => !inBlocks.Contains(p))], ranks));
+        return units;
+    }
+
+    /// <summary>Where a parameter lies in the shard of a rank; null when none of it does.</summary>
+    public FlatSegment? SegmentOf(string parameter, int rank)
+    {
+        (FlatBucket layout, FlatPiece piece) = _places[parameter];
+        return layout.SegmentOf(piece, rank);
+    }
+
+    /// <summary>Gives each segment its part of the summed gradients.</summary>
+    public void TakeGradients(GradientBuckets gradients)
+    {
+        int next = 0;
+        for (int i = 0; i < _units.Length; i++)
+        {
+            using Tensor sum = gradients.TakeShard(i);
+            foreach (FlatSegment segment in _units[i].Layout.SegmentsOf(_group.Rank))
+                _segments[next++].Variable.PutGradient(sum.Slice(segment.Start, segment.Count));
+        }
+    }
+
+    /// <summary>Call after an update: whole parameters become what the ranks made of their shards.</summary>
+    public void Publish()
+    {
+        if (_isDivided) return; // the next step gathers them
+        foreach (Unit unit in _units) unit.Gather = _group.AllGather(unit.Shard, unit.Flat);
+        foreach (Unit unit in _units) Await(unit);
+    }
+
+    public void EnterModel(Variable ids)
+    {
+        Unit outside = _units[^1];
+        Bring(outside);
+        Tape.WhenBackward(ids, () => Free(outside));
+    }
+
+    public void EnterBlock(int block, Variable stream)
+    {
+        Tape.WhenBackward(stream, () => Free(UnitOf(block)!));
+        Bring(UnitOf(block)!);
+        Fetch(UnitOf(block + 1));
+    }
+
+    public void LeaveBlock(int block, Variable stream)
+    {
+        if (UnitOf(block + 1) is not null) Free(UnitOf(block)!);
+        Tape.WhenBackward(stream, () =>
+        {
+            Bring(UnitOf(block)!);
+            Fetch(UnitOf(block - 1));
+        });
+    }
+
+    /// <summary>Blocks come from the last to the first, what is outside of them after.</summary>
+    private Unit? UnitOf(int block) => block >= 0 && block <= _units.Length - 2 ? _units[_units.Length - 2 - block] : null;
+
+    private void Fetch(Unit? unit)
+    {
+        if (unit is not { Presence: Presence.Away }) return;
+        unit.Flat.RestoreMemory();
+        unit.Gather = _group.AllGather(unit.Shard, unit.Flat);
+        unit.Presence = Presence.Coming;
+    }
+
+    private void Bring(Unit unit)
+    {
+        Fetch(unit);
+        if (unit.Presence == Presence.Coming) Await(unit);
+        unit.Presence = Presence.Here;
+    }
+
+    private static void Await(Unit unit)
+    {
+        unit.Gather!.Wait();
+        unit.Gather = null;
+    }
+
+    private static void Free(Unit unit)
+    {
+        unit.Flat.EvictMemory();
+        unit.Presence = Presence.Away;
+    }
+
+    /// <summary>Moves the parameters of a unit into one flat tensor.</summary>
+    private Unit Lay(FlatBucket layout)
+    {
+        Tensor first = layout.Pieces[0].Parameter.Variable.Value;
+        Tensor flat = Tensor.Zeros([layout.Length], first.DType, first.Device, MemoryCategory.Parameters);
+        foreach (FlatPiece piece in layout.Pieces)
+        {
+            Variable variable = piece.Parameter.Variable;
+            using Tensor place = flat.Slice(piece.Start, piece.Count);
+            flat.Device.Copy(variable.Value.Pointer, place.Pointer, place.Bytes);
+            variable.ReplaceValue(place.View(variable.Shape));
+        }
+        using Tensor own = flat.Slice(_group.Rank * layout.ShardLength, layout.ShardLength);
+        if (!_isDivided) return new Unit(layout, flat, own.Share());
+        Tensor shard = Tensor.Empty(own.Shape, own.DType, own.Device, MemoryCategory.Parameters);
+        flat.Device.Copy(own.Pointer, shard.Pointer, own.Bytes);
+        return new Unit(layout, flat, shard);
+    }
+
+    public void Dispose()
+    {
+        foreach (NamedParameter segment in _segments) segment.Variable.Dispose();
+        foreach (Unit unit in _units)
+        {
+            unit.Shard.Dispose();
+            unit.Flat.Dispose();
+        }
+    }
+}
