@@ -23,18 +23,19 @@ public sealed class Recompute : Function
 {
     private readonly Func<Variable[], RegionRun, Variable[]> _region;
     private readonly IDisposable? _kept;
-    private Tensor[] _inputs = [];
+    private StashedInput[] _inputs = [];
 
-    private Recompute(Func<Variable[], RegionRun, Variable[]> region, IDisposable? kept, Variable[] inputs)
+    private Recompute(Func<Variable[], RegionRun, Variable[]> region, IDisposable? kept, Variable[] inputs, InputStash? stash)
     {
         (_region, _kept) = (region, kept);
-        _inputs = Array.ConvertAll(inputs, i => i.Value.Share());
+        _inputs = Array.ConvertAll(inputs, i => stash?.Keep(i.Value.Share()) ?? new StashedInput(i.Value.Share(), stash: null));
     }
 
     /// <param name="inputs">What the region computes from. They stay the caller's.</param>
     /// <param name="region">Makes the outputs from variables with the inputs' values, which it may dispose early. Everything else that it reads must be unchanged when it runs again.</param>
     /// <param name="kept">What the region carries from its first run to its second; freed with this function. Taken over.</param>
-    public static Variable[] Apply(Variable[] inputs, Func<Variable[], RegionRun, Variable[]> region, IDisposable? kept = null)
+    /// <param name="stash">Where the inputs wait for backward; null: where they are.</param>
+    public static Variable[] Apply(Variable[] inputs, Func<Variable[], RegionRun, Variable[]> region, IDisposable? kept = null, InputStash? stash = null)
     {
         ArgumentNullException.ThrowIfNull(inputs);
         ArgumentNullException.ThrowIfNull(region);
@@ -43,7 +44,7 @@ public sealed class Recompute : Function
             using Tape tape = Tape.WithoutGradients();
             Variable[] entered = Array.ConvertAll(inputs, i => tape.Constant(i.Value.Share()));
             Tensor[] outputs = Array.ConvertAll(region(entered, RegionRun.Forward), o => o.Value.Share());
-            return new Recompute(region, kept, inputs).Record([.. inputs, .. tape.Parameters], outputs);
+            return new Recompute(region, kept, inputs, stash).Record([.. inputs, .. tape.Parameters], outputs);
         }
         catch
         {
@@ -56,8 +57,7 @@ public sealed class Recompute : Function
     {
         using var tape = new Tape();
         var entered = new Variable[_inputs.Length];
-        for (int i = 0; i < entered.Length; i++) entered[i] = tape.Enter(_inputs[i].Share(), pass.Wants(i));
-        ReleaseInputs(); // from here on the replayed functions hold what they need
+        for (int i = 0; i < entered.Length; i++) entered[i] = tape.Enter(_inputs[i].Take(), pass.Wants(i)); // from here on the replayed functions hold what they need
         Variable[] outputs = _region(entered, RegionRun.Replay);
         foreach (Variable output in outputs) output.Dispose();
         for (int i = 0; i < outputs.Length; i++)
@@ -80,7 +80,7 @@ public sealed class Recompute : Function
 
     private void ReleaseInputs()
     {
-        foreach (Tensor input in _inputs) input.Dispose();
+        foreach (StashedInput input in _inputs) input.Dispose();
         _inputs = [];
     }
 }

@@ -18,6 +18,9 @@ public sealed record Recomputation
     /// <summary>Whether the linear layers of those blocks keep the state that entered this rank (LASP's KV-state cache), so that computing them again sends nothing.</summary>
     public bool KeepStates { get; init; }
 
+    /// <summary>Bytes of those blocks' inputs that wait for backward on the device, the rest in host memory. Null: all on the device.</summary>
+    public long? DeviceBytes { get; init; }
+
     /// <summary>Tokens whose feed-forward activations are there at once, in forward and backward, of every block. 0: all of them, kept.</summary>
     public long MlpChunk { get; init; }
 
@@ -46,6 +49,8 @@ public sealed record Recomputation
     {
         if (EveryBlock < 0) throw new LaspException($"every {EveryBlock}th block cannot be computed again; use 1 or more, or 0 for none");
         if (KeepStates && EveryBlock == 0) throw new LaspException("states are to be kept for blocks that are computed again, but none is; add --checkpointing block, or leave out --keep-states");
+        if (DeviceBytes is not null && EveryBlock == 0) throw new LaspException("a part of the inputs of blocks that are computed again is to stay on the device, but none is; add --checkpointing block, or leave out --checkpoint-memory");
+        if (DeviceBytes < 0) throw new LaspException($"{DeviceBytes} bytes of block inputs cannot stay on the device; use 0 or more");
         if (MlpChunk < 0) throw new LaspException($"a feed-forward chunk of {MlpChunk} tokens cannot be; use 1 or more, or 0 for all at once");
     }
 

@@ -16,6 +16,9 @@ public sealed record SequenceContext(ICommunicator Group, SequenceParallel Strat
     /// <summary>What this pass leaves to be computed again in backward.</summary>
     public Recomputation Recomputation { get; init; } = Recomputation.None;
 
+    /// <summary>Where the inputs of blocks that are computed again wait for backward; null: on the device.</summary>
+    public InputStash? Inputs { get; init; }
+
     /// <summary>Where the attention layer of the block at hand keeps its state; null: nowhere.</summary>
     internal StateCache? States { get; init; }
 

@@ -21,6 +21,7 @@ internal sealed class Trainer : IDisposable
     private readonly List<WaitMeter> _meters = [];
     private readonly LinearLlamaModel _model;
     private readonly ModelReplica _replica;
+    private readonly InputStash? _inputs;
     private readonly GlobalStep _step;
 
     public Trainer(TrainOptions options, TokenStream stream, RankContext rank, ITrainingListener? listener)
@@ -32,7 +33,8 @@ internal sealed class Trainer : IDisposable
         _groupBatch = recipe.Batch / options.DataParallel;
         _sampler = _mesh.SpRank == SequenceScatter.Source ? SamplerOfGroup(_mesh.DpRank) : null;
         _model = new LinearLlamaModel(options.Config, rank.Device, options.DType, unchecked((ulong)options.Seed));
-        var sequence = new SequenceContext(Metered(_mesh.SequenceParallel), options.Strategy, options.SoftmaxStrategy, new SequencePartition(recipe.SequenceLength, _mesh.SpSize)) { Recomputation = options.Recomputation };
+        _inputs = options.Recomputation.DeviceBytes is { } bytes ? new InputStash(bytes, new CpuHostMemory()) : null;
+        var sequence = new SequenceContext(Metered(_mesh.SequenceParallel), options.Strategy, options.SoftmaxStrategy, new SequencePartition(recipe.SequenceLength, _mesh.SpSize)) { Recomputation = options.Recomputation, Inputs = _inputs };
         ICommunicator world = Metered(_mesh.World);
         var adam = new AdamWOptions { Beta1 = recipe.Beta1, Beta2 = recipe.Beta2, WeightDecay = recipe.WeightDecay };
         _replica = new ModelReplica(_model, world, adam, options.Zero, options.BucketBytes);
@@ -145,6 +147,7 @@ internal sealed class Trainer : IDisposable
     public void Dispose()
     {
         _replica.Dispose();
+        _inputs?.Dispose();
         _model.Dispose();
         _mesh.Dispose();
     }

@@ -32,7 +32,7 @@ public class RecomputationTests
     private static void AssertSameBits(StepOnRanks step, int dp, int sp)
     {
         (double Loss, Dictionary<string, double[]> Gradients)[] expected = step.Evaluate(dp, sp);
-        foreach (Recomputation recomputation in new[] { s_block, s_keeping, s_block with { EveryBlock = 2 } })
+        foreach (Recomputation recomputation in new[] { s_block, s_keeping, s_block with { EveryBlock = 2 }, s_block with { DeviceBytes = 5000 } })
         {
             (double Loss, Dictionary<string, double[]> Gradients)[] actual = (step with { Recomputation = recomputation }).Evaluate(dp, sp);
             for (int rank = 0; rank < expected.Length; rank++)
@@ -188,7 +188,8 @@ public class RecomputationTests
         World.Run(new WorldOptions(DeviceKind.Cpu, 2), rank =>
         {
             using var model = new LinearLlamaModel(config, rank.Device, DType.F32, seed: 3);
-            var sequence = new SequenceContext(rank.World, Lasp2.Default, SoftmaxAllGather.Default, new SequencePartition(128, 2)) { Recomputation = recomputation };
+            using InputStash? inputs = recomputation.DeviceBytes is { } bytes ? new InputStash(bytes, new CpuHostMemory()) : null;
+            var sequence = new SequenceContext(rank.World, Lasp2.Default, SoftmaxAllGather.Default, new SequencePartition(128, 2)) { Recomputation = recomputation, Inputs = inputs };
             using Tensor labels = Tensor.FromSpan(new int[128], [128], rank.Device);
             using var tape = new Tape();
             MemoryLedger memory = rank.Device.Memory;
@@ -216,6 +217,8 @@ public class RecomputationTests
         Assert.Equal(six.Activations, keeping.Activations);
         Assert.Equal(pattern == "L" ? 6 * StateBytes(Linear) : 0, keeping.States);
         Assert.True(2 * six.ActivationsPeak < none.ActivationsPeak, $"the peak is {six.ActivationsPeak} bytes, {none.ActivationsPeak} without computing again");
+        Assert.Equal(one.Activations + 2 * input, Alive(Deep(6), s_block with { DeviceBytes = 3 * input + 1 }).Activations);
+        Assert.Equal(one.Activations - input, Alive(Deep(6), s_block with { DeviceBytes = 0 }).Activations);
         long whole = none.Activations - Alive(Deep(5), Recomputation.None).Activations;
         Recomputation everySecond = s_block with { EveryBlock = 2 };
         Assert.Equal(input + whole, Alive(Deep(6), everySecond).Activations - Alive(Deep(4), everySecond).Activations);

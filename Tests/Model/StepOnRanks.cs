@@ -1,3 +1,4 @@
+using LaspNative.Autograd;
 using LaspNative.Collectives;
 using LaspNative.Model;
 using LaspNative.Runtime;
@@ -80,8 +81,9 @@ internal sealed record StepOnRanks(LinearLlamaConfig Config, SequenceBatch Batch
         {
             using var mesh = new ProcessMesh(rank.World, dp, sp);
             using var model = new LinearLlamaModel(Config, rank.Device, DType, seed: 3);
+            using InputStash? inputs = Recomputation.DeviceBytes is { } bytes ? new InputStash(bytes, new CpuHostMemory()) : null;
             using GradientBuckets buckets = GradientBuckets.WholeOnEveryRank(model.Parameters, mesh.World, BucketBytes);
-            var step = new GlobalStep(model, mesh.World, new SequenceContext(mesh.SequenceParallel, Strategy, SoftmaxStrategy, new SequencePartition(Batch.Length, sp)) { Documents = Documents, Recomputation = Recomputation }, buckets);
+            var step = new GlobalStep(model, mesh.World, new SequenceContext(mesh.SequenceParallel, Strategy, SoftmaxStrategy, new SequencePartition(Batch.Length, sp)) { Documents = Documents, Recomputation = Recomputation, Inputs = inputs }, buckets);
             int share = Batch.Count / dp;
             (double loss, _) = step.Run(mesh.SpRank == SequenceScatter.Source ? Share(mesh.DpRank * share, share) : null, share);
             Observe?.Invoke(rank, mesh.SequenceParallel);

@@ -38,7 +38,7 @@ public class RecomputationTrainingTests
     public void Losses_and_norms_are_the_same_bits(int dp, int sp)
     {
         using var folder = new TemporaryFolder();
-        RecordingListener none = Train(Options(folder, "none", Recomputation.None, dp, sp)), block = Train(Options(folder, "block", new Recomputation { EveryBlock = 1, KeepStates = true }, dp, sp));
+        RecordingListener none = Train(Options(folder, "none", Recomputation.None, dp, sp)), block = Train(Options(folder, "block", new Recomputation { EveryBlock = 1, KeepStates = true, DeviceBytes = 10000 }, dp, sp));
         Assert.Equal(none.Losses, block.Losses);
         Assert.Equal(none.Steps.Select(s => s.GradientNorm), block.Steps.Select(s => s.GradientNorm));
     }
@@ -69,6 +69,7 @@ public class RecomputationTrainingTests
     {
         Assert.Contains("add --checkpointing block", Refused(new Recomputation { KeepStates = true }), StringComparison.Ordinal);
         Assert.Contains("every -1th block", Refused(new Recomputation { EveryBlock = -1 }), StringComparison.Ordinal);
+        Assert.Contains("-1 bytes of block inputs", Refused(new Recomputation { EveryBlock = 1, DeviceBytes = -1 }), StringComparison.Ordinal);
         Assert.Contains("chunk of -5 tokens", Refused(new Recomputation { MlpChunk = -5 }), StringComparison.Ordinal);
     }
 
