@@ -13,7 +13,7 @@ public class ZeroTrainingTests
 
     private const string Hybrid = "linear-llama3-1b-hybrid4-test";
 
-    private static TrainOptions Options(TemporaryFolder folder, int dp, int sp, ZeroStage zero, double clip, int steps = 30, string preset = Hybrid)
+    internal static TrainOptions Options(TemporaryFolder folder, int dp, int sp, ZeroStage zero, double clip, int steps = 30, string preset = Hybrid)
     {
         string data = File.Exists(folder["data/text.txt"]) ? folder["data/text.txt"] : folder.Write("data/text.txt", s_text);
         Preset model = Preset.Find(preset);
@@ -27,14 +27,14 @@ public class ZeroTrainingTests
         };
     }
 
-    private static StepRecord[] Steps(TrainOptions options)
+    internal static StepRecord[] Steps(TrainOptions options)
     {
         var listener = new RecordingListener();
         TrainingRun.Run(options, listener);
         return [.. listener.Steps];
     }
 
-    private static double LargestDifference(StepRecord[] expected, StepRecord[] actual)
+    internal static double LargestDifference(StepRecord[] expected, StepRecord[] actual)
     {
         Assert.Equal(expected.Length, actual.Length);
         return expected.Zip(actual, (e, a) => Math.Abs(e.Loss - a.Loss)).Max();

@@ -14,7 +14,10 @@ namespace LaspNative.Model;
 /// </summary>
 internal sealed class GradientBuckets : IDisposable
 {
-    /// <summary>Buckets whose messages may be under way at once; before another starts, the oldest is waited for and its memory freed (ZeRO-2 and 3).</summary>
+    /// <summary>
+    /// Buckets whose messages may be under way at once in ZeRO-2 and 3: before another starts, the oldest is waited for and its memory freed. With the one that is being filled, three
+    /// buckets are there at most.
+    /// </summary>
     private const int InFlight = 2;
 
     private sealed class Bucket(FlatBucket layout)
@@ -119,13 +122,13 @@ internal sealed class GradientBuckets : IDisposable
             bucket.Work = _group.AllReduce(flat);
             return;
         }
+        if (_stage != ZeroStage.OptimizerStates)
+            while (_waited < _started - InFlight) Release(_buckets[_waited++]);
         long length = bucket.Layout.ShardLength;
         bucket.Shard = _stage == ZeroStage.OptimizerStates
             ? flat.Slice(_group.Rank * length, length)
             : Tensor.Empty([length], flat.DType, flat.Device, MemoryCategory.Gradients);
         bucket.Work = _group.ReduceScatter(flat, bucket.Shard);
-        if (_stage != ZeroStage.OptimizerStates)
-            while (_waited < _started - InFlight) Release(_buckets[_waited++]);
     }
 
     private void Release(Bucket bucket)

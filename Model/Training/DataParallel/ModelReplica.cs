@@ -123,23 +123,19 @@ internal sealed class ModelReplica : IDisposable
         return PartOf(segment.Name, whole);
     }
 
-    /// <summary>A tensor whose parts lie on the ranks as the parameter's do; empty on other ranks than 0. Every rank calls it.</summary>
+    /// <summary>
+    /// A tensor whose parts lie on the ranks as the parameter's do; empty on other ranks than 0. Every rank calls it, and none runs ahead: it ends when all have come.
+    /// </summary>
     private Tensor GatherOnRankZero(NamedParameter parameter, DType dtype, Tensor? own)
     {
-        if (_group.Rank > 0)
-        {
-            if (own is not null) _group.Send(own, 0).Wait();
-            return Tensor.Empty([0], dtype, _group.Device, MemoryCategory.Workspace);
-        }
-        using Tensor whole = Tensor.Empty([parameter.Variable.Shape.Count], dtype, _group.Device, MemoryCategory.Workspace);
-        for (int rank = 0; rank < _group.Size; rank++)
-        {
-            if (_shards!.SegmentOf(parameter.Name, rank) is not { } segment) continue;
-            using Tensor place = whole.Slice(segment.First, segment.Count);
-            if (rank == 0) _group.Device.Copy(own!.Pointer, place.Pointer, place.Bytes);
-            else _group.Receive(place, rank).Wait();
-        }
-        return whole.View(parameter.Variable.Shape);
+        long[] counts = [.. Enumerable.Range(0, _group.Size).Select(rank => _shards!.SegmentOf(parameter.Name, rank)?.Count ?? 0)], sent = new long[_group.Size], received = new long[_group.Size];
+        sent[0] = counts[_group.Rank];
+        if (_group.Rank == 0) received = counts; // parts lie in the ranks' order, so they make the tensor as they come
+        using Tensor part = own?.Share() ?? Tensor.Empty([0], dtype, _group.Device, MemoryCategory.Workspace);
+        Tensor whole = Tensor.Empty([received.Sum()], dtype, _group.Device, MemoryCategory.Workspace);
+        _group.AllToAll(part, sent, whole, received).Wait();
+        if (_group.Rank > 0) return whole;
+        using (whole) return whole.View(parameter.Variable.Shape);
     }
 
     public void Dispose()
