@@ -11,11 +11,14 @@ constexpr int MMA_ROWS = 16, MMA_COLUMNS = 8, MMA_SUMMANDS = 16;
 
 struct MmaSums { float at[4]; };
 
-__device__ __forceinline__ void multiply_add(const unsigned (&a)[4], unsigned b0, unsigned b1, MmaSums& sums)
+// Both rows of a lane's sums, wherever they are kept.
+__device__ __forceinline__ void multiply_add(const unsigned (&a)[4], unsigned b0, unsigned b1, float* row, float* row_8)
 {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(sums.at[0]), "+f"(sums.at[1]), "+f"(sums.at[2]), "+f"(sums.at[3])
+        : "+f"(row[0]), "+f"(row[1]), "+f"(row_8[0]), "+f"(row_8[1])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+
+__device__ __forceinline__ void multiply_add(const unsigned (&a)[4], unsigned b0, unsigned b1, MmaSums& sums) { multiply_add(a, b0, b1, sums.at, sums.at + 2); }
 
 #endif

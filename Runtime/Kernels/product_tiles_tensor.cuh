@@ -2,6 +2,7 @@
 // A block has 4 warps; warp w makes rows 16 w to 16 w + 15 of every 64 x 64 product. Lane l holds rows l / 4 and l / 4 + 8 of them, and columns 2 (l % 4) and the next of every 8.
 #ifndef LASP_PRODUCT_TILES_TENSOR
 #define LASP_PRODUCT_TILES_TENSOR
+#include "mma.cuh"
 
 constexpr int BLOCK = 128;
 constexpr int RESIDENT = 3;              // blocks that a multiprocessor should hold at least
@@ -26,29 +27,10 @@ __device__ __forceinline__ int output_column_of(int j) { return column_of(j); }
 // c += a b for the 8 columns `block` of a thread's products: a 16 x 16, b 16 x 8
 __device__ __forceinline__ void multiply_add(const unsigned (&a)[4], unsigned b0, unsigned b1, int block, Products& c)
 {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(c.at[0][2 * block]), "+f"(c.at[0][2 * block + 1]), "+f"(c.at[1][2 * block]), "+f"(c.at[1][2 * block + 1])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-// Four 8 x 8 matrices, transposed: lane l names row l % 8 of matrix l / 8, and gets elements 2 (l % 4) and the next of column l / 4 of each.
-__device__ __forceinline__ void load_transposed(const bf16* row, unsigned (&x)[4])
-{
-    asm volatile(
-        "{ .reg .u64 address; .reg .u32 place; cvta.to.shared.u64 address, %4; cvt.u32.u64 place, address;\n"
-        "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [place]; }"
-        : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "l"(row) : "memory");
+    multiply_add(a, b0, b1, c.at[0] + 2 * block, c.at[1] + 2 * block);
 }
 
 __device__ __forceinline__ unsigned pair_at(const bf16* x) { return *(const unsigned*)x; }
-
-__device__ __forceinline__ unsigned pair_of(float low, float high)
-{
-    bf16 a, b;
-    from_float(low, a);
-    from_float(high, b);
-    return a | ((unsigned)b << 16);
-}
 
 // ---- Tiles ----
 
@@ -119,7 +101,7 @@ __device__ __forceinline__ void store_products(const Products& products, bf16* t
 #pragma unroll
     for (int i = 0; i < ROWS; ++i)
 #pragma unroll
-        for (int j = 0; j < COLUMNS; j += 2) *(unsigned*)(tile + row_of(i) * OPERAND_PITCH + column_of(j)) = pair_of(products.at[i][j], products.at[i][j + 1]);
+        for (int j = 0; j < COLUMNS; j += 2) *(unsigned*)(tile + row_of(i) * OPERAND_PITCH + column_of(j)) = pack_bf16(products.at[i][j], products.at[i][j + 1]);
 }
 
 // out += products x over the first SPAN columns of x. The caller need not synchronise after writing the products; the tiles are free on exit.
@@ -139,7 +121,7 @@ __device__ __forceinline__ void multiply_rows(const bf16* products, const HeadCo
 #pragma unroll
                 for (int block = 0; block < TILE / 8; block += 2) {
                     unsigned pairs[4];  // of columns 8 block and on, and of the next 8
-                    load_transposed(right + step * OPERAND_PITCH + 8 * block, pairs);
+                    load_matrices_transposed(shared_address(right + step * OPERAND_PITCH + 8 * block), pairs);
                     multiply_add(left, pairs[0], pairs[1], block, out[s]);
                     multiply_add(left, pairs[2], pairs[3], block + 1, out[s]);
                 }

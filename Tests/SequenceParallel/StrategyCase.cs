@@ -2,6 +2,7 @@ using LaspNative.Autograd;
 using LaspNative.Collectives;
 using LaspNative.Runtime;
 using LaspNative.Tests.Oracles;
+using Xunit;
 
 namespace LaspNative.Tests.SequenceParallel;
 
@@ -71,6 +72,16 @@ public sealed record StrategyCase(int W, int N, DType DType)
 
     /// <summary>Runs the case and returns every relative error by name of what was compared ("dq on rank 1").</summary>
     public Dictionary<string, double> Errors(WorldOptions world, Action<RankContext>? after = null) => ErrorsOf(Run(world, after));
+
+    /// <summary>Runs the case and holds every relative error to one bound.</summary>
+    public void AssertWithin(WorldOptions world, double tolerance) => Assert.All(Errors(world), e => Assert.True(e.Value <= tolerance, $"{this}: {e.Key}: {e.Value:e2} above {tolerance:e2}"));
+
+    /// <summary>Runs a BF16 case and holds every relative error to twice the naive op's.</summary>
+    public void AssertWithinTwiceNaive(WorldOptions world)
+    {
+        Dictionary<string, double> tolerances = Bf16Tolerances();
+        Assert.All(Errors(world), e => Assert.True(e.Value <= tolerances[e.Key], $"{this}: {e.Key}: {e.Value:e2} above {tolerances[e.Key]:e2}"));
+    }
 
     /// <summary>What a BF16 run may err by, under the same names: twice the error of the naive op in bf16 on the same values. For plain cases without states.</summary>
     public Dictionary<string, double> Bf16Tolerances()
