@@ -28,8 +28,8 @@ template <int STAGES> struct Handover {
     {
         if (threadIdx.x == 0)
             for (int i = 0; i < STAGES; ++i) {
-                init_barrier(full[i], PRODUCER_WARPS);
-                init_barrier(empty[i], consumers * WARPGROUP / WARP);
+                init_barrier(full[i], WARPGROUP);
+                init_barrier(empty[i], consumers * WARPGROUP);
             }
         __syncthreads();
     }
@@ -47,14 +47,14 @@ template <int STAGES> struct Handover {
             if (i < AHEAD) continue;
             wait_copies<AHEAD>();
             publish_to_products();
-            arrive_warp(full[(i - AHEAD) % STAGES]);
+            arrive(full[(i - AHEAD) % STAGES]);
         }
     }
 
     // By the consumers.
     __device__ __forceinline__ void take(int i) { wait_turn(full[i % STAGES], i / STAGES & 1); }
 
-    __device__ __forceinline__ void release(int i) { arrive_warp(empty[i % STAGES]); }
+    __device__ __forceinline__ void release(int i) { arrive(empty[i % STAGES]); }
 };
 
 // ---- Filling, by warpgroup 0 ----
@@ -79,23 +79,18 @@ template <int WIDTH> __device__ __forceinline__ void copy_chunk(const HeadColumn
 
 // ---- The decay of a sub-chunk ----
 
-// Rows come in blocks of 16, the rows of one warp's sums. Between rows of different blocks the decay is the product of two factors that meet at the edge between, so that few exponentials are needed; both
-// exponents are at most 0 as long as decays are, so nothing is lost. Inside a block every pair has its own.
 struct __align__(16) DecayTable {
-    float logs[TILE];       // from entry to row r, base 2
-    float at_edge[TILE];    // from the last row of the block before to row r, or from row r to the last row of its block: the pass chooses
-    float to_exit[TILE];    // from row r to exit, times the caller's factor
-    float through;          // from entry to exit
-
-    __device__ __forceinline__ float end_of(int block) const { return logs[SUMMANDS * block + SUMMANDS - 1]; }
+    float logs[TILE];        // from entry to row r, base 2
+    float from_entry[TILE];  // the same as a factor, times the caller's
+    float to_exit[TILE];     // from row r to exit, times the caller's
+    float through;           // from entry to exit
 };
 
 // Makes the tables: the producer's warps take turns, two rows per lane, and read the decays of their next chunk ahead.
 struct DecayTables {
     const HeadDecay& g;
     int reverse;
-    bool from_edge;       // or to it
-    float exit_factor;
+    float entry_factor, exit_factor;
     float first, second;  // the lane's log decays
 
     // `chunk_at(i)` is chunk i of the pass, 0 <= i < chunks. Before the first chunk is filled.
@@ -131,15 +126,11 @@ private:
             if (lane >= lanes) sum += below;
         }
         const double total = __shfl_sync(0xFFFFFFFFu, sum, WARP - 1), before = sum - both;
-        constexpr int LANES = SUMMANDS / 2;  // of a block
-        const int block = lane / LANES * LANES;
         const double logs[2] = { reverse ? before : before + first, reverse ? before + first : sum };
-        const double end_of_block = __shfl_sync(0xFFFFFFFFu, logs[1], block + LANES - 1), end_before = __shfl_sync(0xFFFFFFFFu, logs[1], block == 0 ? 0 : block - 1);
-        const double before_block = block == 0 ? 0.0 : end_before;
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             table.logs[2 * lane + i] = (float)(LOG2_E * logs[i]);
-            table.at_edge[2 * lane + i] = exp2f((float)(LOG2_E * (from_edge ? logs[i] - before_block : end_of_block - logs[i])));
+            table.from_entry[2 * lane + i] = entry_factor * exp2f((float)(LOG2_E * logs[i]));
             table.to_exit[2 * lane + i] = exit_factor * exp2f((float)(LOG2_E * (total - logs[i])));
         }
         if (lane == 0) table.through = exp2f((float)(LOG2_E * total));
@@ -164,12 +155,9 @@ __device__ __forceinline__ void store_panel(unsigned panel, int first_column, co
     element* out = (element*)to.start + chunk.token(row) * to.stride + column;
     const int64 step = (int64)ROWS * chunk.direction() * to.stride;
     const int rows = column < to.columns ? chunk.rows - row : 0;
-    uint4 values[TILE / ROWS];
-#pragma unroll
-    for (int i = 0; i < TILE / ROWS; ++i) values[i] = load_shared16(panel + panel_offset(row, pack) + i * ROWS * PANEL_ROW);
 #pragma unroll
     for (int i = 0; i < TILE / ROWS; ++i)
-        if (i * ROWS < rows) *(uint4*)(out + i * step) = values[i];
+        if (i * ROWS < rows) *(uint4*)(out + i * step) = load_shared16(panel + panel_offset(row, pack) + i * ROWS * PANEL_ROW);
 }
 
 // ---- Left operands in registers, of a consumer ----

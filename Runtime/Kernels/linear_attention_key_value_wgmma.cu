@@ -26,35 +26,18 @@ template <int N> __device__ __forceinline__ void store_rows(const Sums<N>& sums,
 // The scores of rows r and columns s as left operands: decayed from row s to row r, zero where s > r.
 __device__ __forceinline__ void mask_scores(const Sums<TILE>& scores, const DecayTable& table, float factor, unsigned (&masked)[STEPS][4])
 {
-    const int warp = threadIdx.x % WARPGROUP / WARP;
     const float row_logs[2] = { table.logs[sums_row(0)], table.logs[sums_row(2)] };
 #pragma unroll
-    for (int block = 0; block < STEPS; ++block) {
-#pragma unroll
-        for (int pair = 0; pair < 4; ++pair) masked[block][pair] = 0;
-        if (block == warp) {
-#pragma unroll
-            for (int pair = 0; pair < 4; ++pair) {
-                const int i = 8 * block + 2 * pair, row = sums_row(i), column = sums_column(i);
-                const float2 logs = *(const float2*)(table.logs + column);
-                const float low = factor * scores.at[i] * exp2_approximate(row_logs[pair % 2] - logs.x), high = factor * scores.at[i + 1] * exp2_approximate(row_logs[pair % 2] - logs.y);
-                masked[block][pair] = pack_bf16(column <= row ? low : 0.0f, column < row ? high : 0.0f);
-            }
-        } else if (block < warp) {
-            const float edge = table.end_of(block);
-            const float from_edge[2] = { factor * exp2_approximate(row_logs[0] - edge), factor * exp2_approximate(row_logs[1] - edge) };
-#pragma unroll
-            for (int pair = 0; pair < 4; ++pair) {
-                const int i = 8 * block + 2 * pair;
-                const float2 to_edge = *(const float2*)(table.at_edge + sums_column(i));
-                masked[block][pair] = pack_bf16(scores.at[i] * (from_edge[pair % 2] * to_edge.x), scores.at[i + 1] * (from_edge[pair % 2] * to_edge.y));
-            }
-        }
+    for (int i = 0; i < Sums<TILE>::COUNT; i += 2) {
+        const int row = sums_row(i), column = sums_column(i);
+        const float2 logs = *(const float2*)(table.logs + column);
+        const float low = factor * scores.at[i] * exp2_approximate(row_logs[i / 2 % 2] - logs.x), high = factor * scores.at[i + 1] * exp2_approximate(row_logs[i / 2 % 2] - logs.y);
+        masked[i / 8][i / 2 % 4] = pack_bf16(column <= row ? low : 0.0f, column < row ? high : 0.0f);
     }
 }
 
 template <int D, int E> struct KeyValueWalk {
-    static constexpr int CONSUMERS = 2, THREADS_OF_BLOCK = (1 + CONSUMERS) * WARPGROUP, REGISTERS = 224, SPARE = 56;
+    static constexpr int CONSUMERS = 2, THREADS_OF_BLOCK = (1 + CONSUMERS) * WARPGROUP, REGISTERS = 232, SPARE = 40;
     static constexpr int D_BYTES = panels_of(D) * PANEL_BYTES, E_BYTES = panels_of(E) * PANEL_BYTES, STAGE_BYTES = 2 * (D_BYTES + E_BYTES);
     static constexpr int K = D_BYTES, V = 2 * D_BYTES, DO = 2 * D_BYTES + E_BYTES;    // where they start in a stage, which starts with q
     static constexpr int STAGES = (192 << 10) / STAGE_BYTES, AHEAD = STAGES - 2;
@@ -74,7 +57,7 @@ template <int D, int E> struct KeyValueWalk {
     {
         const int chunks = segment.chunks();
         const auto chunk_at = [&](int i) { return chunk_of(segment, i); };
-        DecayTables tables = { g, segment.reverse, false, scale };
+        DecayTables tables = { g, segment.reverse, 1.0f, scale };
         tables.start(chunks, chunk_at);
         shared.stages.template produce<AHEAD>(chunks, [&](int i, int stage) {
             const Chunk chunk = chunk_at(i);
@@ -161,7 +144,7 @@ template <int D, int E> struct KeyValueWalk {
             mask_scores(scores, table, scale, masked);
             wait_products<1>();
             pin(out);
-            const float from_entry[2] = { exp2_approximate(table.logs[sums_row(0)]), exp2_approximate(table.logs[sums_row(2)]) };
+            const float from_entry[2] = { table.from_entry[sums_row(0)], table.from_entry[sums_row(2)] };
 #pragma unroll
             for (int i = 0; i < Sums<OUT>::COUNT; ++i) out.at[i] *= from_entry[i / 2 % 2];
             begin_products();

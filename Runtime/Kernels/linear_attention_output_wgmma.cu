@@ -3,7 +3,7 @@
 // q [B, N, Hq, D]; k [B, N, Hk, D]; v [B, N, Hk, E]; out [B, N, Hq, E] bf16; decay and entering fp32.
 // entering [segments, B, Hq, D, E], or [.., E, D] when transposed = 1: the state that enters each segment.
 // Consumer w holds columns 64 w to 64 w + 63 of the state, transposed, in registers, as fp32. For each sub-chunk, with weights from attention_panels.cuh:
-//     P^T = k q^T, masked and decayed         through memory, as bf16; every consumer makes its own, so that none waits for another
+//     P^T = k q^T, masked and decayed         shared by the consumers through memory, as bf16, in two panels by turns
 //     out^T = (S^T q^T) . from entry + v^T P^T,          S^T = through . S^T + (v . to exit)^T k          S^T as the left operand is rounded to bf16, the carry is not
 // fp32 accumulation in a fixed order. Launch: 128 + 2 E threads (E = 64 or 128 by the kernel's name), one block per (segment, b, q head), the last fastest;
 // shared memory stages (2 D + E) 128 bytes, E 128 bytes for P^T, and 6 KiB.
@@ -24,47 +24,23 @@ template <int D> __device__ __forceinline__ void load_columns(const float* from,
             state.at[4 * block + i] = d + 8 * block + i % 2 < width && e + i / 2 * 8 < value_width ? from[i % 2 * row_step + i / 2 * 8 * column_step] : 0.0f;
 }
 
-// Decays P^T (rows: tokens j; columns: tokens i), zero where j > i, and leaves it in a panel as bf16.
-__device__ __forceinline__ void store_scores(const Sums<TILE>& scores, const DecayTable& table, float factor, unsigned panel)
+// Decays P^T (rows: tokens j; columns: tokens i from first_column on), zero where j > i, and leaves it in a panel as bf16.
+template <int N> __device__ __forceinline__ void store_scores(const Sums<N>& scores, const DecayTable& table, float factor, int first_column, unsigned panel)
 {
     const int lane = threadIdx.x % WARP, warp = threadIdx.x % WARPGROUP / WARP;
     const float row_logs[2] = { table.logs[sums_row(0)], table.logs[sums_row(2)] };
+    const unsigned to = panel + (16 * warp + lane % 16) * PANEL_ROW;
 #pragma unroll
-    for (int block = 0; block < TILE / SUMMANDS; ++block) {
-        unsigned pairs[4] = {};
-        if (block == warp) {
+    for (int block = 0; block < N / 16; ++block) {
+        unsigned pairs[4];
 #pragma unroll
-            for (int pair = 0; pair < 4; ++pair) {
-                const int i = 8 * block + 2 * pair, row = sums_row(i), column = sums_column(i);
-                const float2 logs = *(const float2*)(table.logs + column);
-                const float low = factor * scores.at[i] * exp2_approximate(logs.x - row_logs[pair % 2]), high = factor * scores.at[i + 1] * exp2_approximate(logs.y - row_logs[pair % 2]);
-                pairs[pair] = pack_bf16(row <= column ? low : 0.0f, row <= column + 1 ? high : 0.0f);
-            }
-        } else if (block > warp) {
-            const float edge = table.end_of(block - 1);
-            const float to_edge[2] = { factor * exp2_approximate(edge - row_logs[0]), factor * exp2_approximate(edge - row_logs[1]) };
-#pragma unroll
-            for (int pair = 0; pair < 4; ++pair) {
-                const int i = 8 * block + 2 * pair;
-                const float2 from_edge = *(const float2*)(table.at_edge + sums_column(i));
-                pairs[pair] = pack_bf16(scores.at[i] * (to_edge[pair % 2] * from_edge.x), scores.at[i + 1] * (to_edge[pair % 2] * from_edge.y));
-            }
+        for (int pair = 0; pair < 4; ++pair) {
+            const int first = 8 * block + 2 * pair, row = sums_row(first), column = first_column + sums_column(first);
+            const float2 logs = *(const float2*)(table.logs + column);
+            const float low = factor * scores.at[first] * exp2_approximate(logs.x - row_logs[pair % 2]), high = factor * scores.at[first + 1] * exp2_approximate(logs.y - row_logs[pair % 2]);
+            pairs[pair] = pack_bf16(row <= column ? low : 0.0f, row <= column + 1 ? high : 0.0f);
         }
-        store_matrices(panel + panel_offset(16 * warp + lane % 16, 2 * block + lane / 16), pairs);
-    }
-}
-
-// Multiplies columns i by the decay from entry to token i, times factor.
-__device__ __forceinline__ void decay_from_entry(const DecayTable& table, float factor, Sums<TILE>& sum)
-{
-#pragma unroll
-    for (int block = 0; block < TILE / SUMMANDS; ++block) {
-        const float to_edge = block == 0 ? factor : factor * exp2_approximate(table.end_of(block - 1));
-#pragma unroll
-        for (int i = 8 * block; i < 8 * block + 8; i += 2) {
-            const float2 from_edge = *(const float2*)(table.at_edge + sums_column(i));
-            sum.at[i] *= to_edge * from_edge.x, sum.at[i + 1] *= to_edge * from_edge.y;
-        }
+        store_matrices(to + ((first_column / 8 + 2 * block + lane / 16 ^ lane % 8) << 4), pairs);
     }
 }
 
@@ -85,9 +61,10 @@ __device__ __forceinline__ void store_columns(const Sums<TILE>& out, unsigned pa
 template <int D, int E> struct OutputWalk {
     static constexpr int CONSUMERS = E / PANEL, THREADS_OF_BLOCK = (1 + CONSUMERS) * WARPGROUP;
     static constexpr int BLOCKS = D == 64 && E == 64 ? 2 : 1;                                     // of a multiprocessor
-    static constexpr int REGISTERS = CONSUMERS == 2 ? 224 : BLOCKS == 2 ? 200 : 0, SPARE = 56;    // of a consumer's and a producer's thread, where they move
+    static constexpr int REGISTERS = CONSUMERS == 2 ? 232 : BLOCKS == 2 ? 216 : 0, SPARE = 40;    // of a consumer's and a producer's thread, where they move; no more than at launch
     static constexpr int Q_BYTES = panels_of(D) * PANEL_BYTES, STAGE_BYTES = 2 * Q_BYTES + panels_of(E) * PANEL_BYTES;
     static constexpr int STAGES = (200 << 10) / BLOCKS / STAGE_BYTES, AHEAD = STAGES - 2;
+    static constexpr int OWN = TILE / CONSUMERS;  // columns of P^T that a consumer makes
 
     struct Shared {
         unsigned char panels[STAGES * STAGE_BYTES], scores[CONSUMERS * PANEL_BYTES];
@@ -96,11 +73,11 @@ template <int D, int E> struct OutputWalk {
     };
 
     static __device__ __forceinline__ void produce(
-        const HeadColumns& q, const HeadColumns& k, const HeadColumns& v, const HeadDecay& g, const Segment& segment, float k_scale, Shared& shared)
+        const HeadColumns& q, const HeadColumns& k, const HeadColumns& v, const HeadDecay& g, const Segment& segment, float k_scale, float out_scale, Shared& shared)
     {
         const int chunks = segment.chunks();
         const auto chunk_at = [&](int i) { return chunk_of(segment, i); };
-        DecayTables tables = { g, segment.reverse, true, k_scale };
+        DecayTables tables = { g, segment.reverse, out_scale, k_scale };
         tables.start(chunks, chunk_at);
         shared.stages.template produce<AHEAD>(chunks, [&](int i, int stage) {
             const Chunk chunk = chunk_at(i);
@@ -113,10 +90,10 @@ template <int D, int E> struct OutputWalk {
     }
 
     // The state passes a sub-chunk, whose outputs are added up in sum. On return all of the consumer's warps have read its panel of values.
-    static __device__ __forceinline__ void pass(unsigned panels, unsigned score_panel, const DecayTable& table, float k_scale, float out_scale, Sums<D>& state, Sums<TILE>& sum)
+    static __device__ __forceinline__ void pass(unsigned panels, unsigned score_panel, const DecayTable& table, float scale, Sums<D>& state, Sums<TILE>& sum)
     {
-        const unsigned q_panels = panels, k_panels = panels + Q_BYTES, v_panel = panels + 2 * Q_BYTES + consumer() * PANEL_BYTES;
-        Sums<TILE> scores;
+        const unsigned q_panels = panels, own_queries = q_panels + consumer() * OWN * PANEL_ROW, k_panels = panels + Q_BYTES, v_panel = panels + 2 * Q_BYTES + consumer() * PANEL_BYTES;
+        Sums<OWN> scores;
         unsigned entering[D / SUMMANDS][4], values[STEPS][4], weighted[STEPS][4];
 #pragma unroll
         for (int step = 0; step < D / SUMMANDS; ++step) pack_sums(state, step, entering[step]);
@@ -124,7 +101,7 @@ template <int D, int E> struct OutputWalk {
 #pragma unroll
         for (int step = 0; step < D / SUMMANDS; ++step) {
             const unsigned panel = step / STEPS * PANEL_BYTES;
-            product<ALONG, ALONG>(along(k_panels, step % STEPS, panel), along(q_panels, step % STEPS, panel), step > 0, scores);
+            product<ALONG, ALONG>(along(k_panels, step % STEPS, panel), along(own_queries, step % STEPS, panel), step > 0, scores);
         }
         commit_products();
 #pragma unroll
@@ -142,12 +119,16 @@ template <int D, int E> struct OutputWalk {
 
         wait_products<2>();
         pin(scores);
-        store_scores(scores, table, k_scale * out_scale, score_panel);
+        store_scores(scores, table, scale, consumer() * OWN, score_panel);
         publish_to_products();
-        sync_threads(ALONE + consumer(), WARPGROUP);
+        sync_threads(TOGETHER, CONSUMERS * WARPGROUP);
         wait_products<1>();
         pin(sum);
-        decay_from_entry(table, out_scale, sum);
+#pragma unroll
+        for (int i = 0; i < Sums<TILE>::COUNT; i += 2) {
+            const float2 factor = *(const float2*)(table.from_entry + sums_column(i));
+            sum.at[i] *= factor.x, sum.at[i + 1] *= factor.y;
+        }
         begin_products();
 #pragma unroll
         for (int step = 0; step < STEPS; ++step) product<DOWN>(values[step], down(score_panel, step, PANEL_BYTES), 1, sum);
@@ -157,15 +138,15 @@ template <int D, int E> struct OutputWalk {
         pin(state);
     }
 
-    static __device__ __forceinline__ void consume(const HeadColumns& out, const Segment& segment, float k_scale, float out_scale, Shared& shared, Sums<D>& state)
+    static __device__ __forceinline__ void consume(const HeadColumns& out, const Segment& segment, float scale, Shared& shared, Sums<D>& state)
     {
-        const unsigned score_panel = shared_address(shared.scores) + consumer() * PANEL_BYTES;
 #pragma unroll 1
         for (int i = 0; i < segment.chunks(); ++i) {
             const unsigned panels = shared_address(shared.panels) + i % STAGES * STAGE_BYTES;
+            const unsigned score_panel = shared_address(shared.scores) + i % CONSUMERS * PANEL_BYTES;  // the other consumer may still read the last one
             Sums<TILE> sum;
             shared.stages.take(i);
-            pass(panels, score_panel, shared.tables[i % STAGES], k_scale, out_scale, state, sum);
+            pass(panels, score_panel, shared.tables[i % STAGES], scale, state, sum);
             store_columns(sum, panels + 2 * Q_BYTES + consumer() * PANEL_BYTES, chunk_of(segment, i), out);
             shared.stages.release(i);
         }
@@ -186,12 +167,12 @@ template <int D, int E> __device__ __forceinline__ void walk_segment(
         if constexpr (Walk::REGISTERS > 0) give_registers<Walk::SPARE>();
         Walk::produce(
             head_columns(q, batch, tokens, q_heads, head, width, 0), head_columns(k, batch, tokens, k_heads, k_head, width, 0), head_columns(v, batch, tokens, k_heads, k_head, value_width, 0),
-            head_decay(decay, kind, batch, tokens, q_heads, head, width), segment, k_scale, shared);
+            head_decay(decay, kind, batch, tokens, q_heads, head, width), segment, k_scale, out_scale, shared);
     } else {
         if constexpr (Walk::REGISTERS > 0) take_registers<Walk::REGISTERS>();
         Sums<D> state;
         load_columns(entering + (int64)blockIdx.x * width * value_width, width, value_width, transposed, state);
-        Walk::consume(head_columns(out, batch, tokens, q_heads, head, value_width, 0), segment, k_scale, out_scale, shared, state);
+        Walk::consume(head_columns(out, batch, tokens, q_heads, head, value_width, 0), segment, k_scale * out_scale, shared, state);
     }
 }
 

@@ -23,7 +23,7 @@ template <int D, int E> struct StatePass {
     {
         const int chunks = segment.chunks();
         const auto chunk_at = [&](int i) { return chunk_of(segment, chunks - 1 - i); };
-        DecayTables tables = { g, segment.reverse, true, scale_factor };
+        DecayTables tables = { g, segment.reverse, 1.0f, scale_factor };
         tables.start(chunks, chunk_at);
         shared.stages.template produce<AHEAD>(chunks, [&](int i, int stage) {
             const Chunk chunk = chunk_at(i);

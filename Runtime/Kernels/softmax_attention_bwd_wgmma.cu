@@ -125,7 +125,7 @@ template <int D> struct Consumer {
 
     __device__ __forceinline__ void store_share(int step, const Sums<D / CONSUMERS>& share)
     {
-        arrive_warp(shared.ds_empty[step % 2]);
+        arrive(shared.ds_empty[step % 2]);
         wait_turn(shared.share_empty, (step & 1) ^ 1);
         const int column = sums_column(0);  // the others are 8 further each: two packs, and a panel after four of them
         unsigned start = tiles.share + number * (D / CONSUMERS / SHARE_PANEL) * QUERIES * PANEL_ROW + panel_offset(sums_row(0), column / 4) + column % 4 * 4;
@@ -136,7 +136,7 @@ template <int D> struct Consumer {
             asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(to), "f"(scale * share.at[i]), "f"(scale * share.at[i + 1]) : "memory");
         }
         publish_to_products();
-        arrive_warp(shared.share_full);
+        arrive(shared.share_full);
     }
 
     // Whether there is such a step, once that is known.
@@ -164,14 +164,14 @@ template <int D> struct Consumer {
         differentiate(shared.rows[step % STAGES]);
         wait_turn(shared.ds_empty[step % 2], (step / 2 & 1) ^ 1);
         store_ds(step % 2);
-        arrive_warp(shared.ds_full[step % 2]);
+        arrive(shared.ds_full[step % 2]);
     }
 
     // Returns the number of steps. Each turn ends one step while it starts the next: the tensor cores always have something to do.
     __device__ __forceinline__ int run()
     {
         if (!arrives(0)) {
-            arrive_warp(shared.share_full);
+            arrive(shared.share_full);
             return 0;
         }
         start_scores(0);
@@ -185,7 +185,7 @@ template <int D> struct Consumer {
             start_sums(step - 1);
             wait_products<0>();
             start_scores(step);
-            arrive_warp(shared.stage_empty[(step - 1) % STAGES]);
+            arrive(shared.stage_empty[(step - 1) % STAGES]);
             Sums<D / CONSUMERS> share;
             start_share(step - 1, share);
             wait_products<1>();
@@ -205,7 +205,7 @@ template <int D> struct Consumer {
         pin(share);
         store_share(step - 1, share);
         wait_turn(shared.share_empty, (step & 1) ^ 1);
-        arrive_warp(shared.share_full);  // no more
+        arrive(shared.share_full);  // no more
         return step;
     }
 };

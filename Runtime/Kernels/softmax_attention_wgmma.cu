@@ -66,8 +66,8 @@ struct Stages {
         for (int s = 0; s < STAGES; ++s) {
             init_barrier(k_full[s], 1);
             init_barrier(v_full[s], 1);
-            init_barrier(k_empty[s], CONSUMERS * WARPGROUP / WARP);
-            init_barrier(v_empty[s], CONSUMERS * WARPGROUP / WARP);
+            init_barrier(k_empty[s], CONSUMERS * WARPGROUP);
+            init_barrier(v_empty[s], CONSUMERS * WARPGROUP);
         }
     }
 };
@@ -224,7 +224,7 @@ template <int D> struct Consumer {
         pass_turn();
         wait_products<0>();
         pin(scores);
-        arrive_warp(stages.k_empty[0]);
+        arrive(stages.k_empty[0]);
         mask(first);
         softmax.absorb(scores, factor, kept);
         pack_weights();
@@ -236,12 +236,12 @@ template <int D> struct Consumer {
             pass_turn();
             wait_products<1>();
             pin(scores);
-            arrive_warp(stages.k_empty[tile % STAGES]);
+            arrive(stages.k_empty[tile % STAGES]);
             mask(first + tile * KEYS);
             softmax.absorb(scores, factor, kept);
             wait_products<0>();
             pin(out);
-            arrive_warp(stages.v_empty[(tile - 1) % STAGES]);
+            arrive(stages.v_empty[(tile - 1) % STAGES]);
             rescale(kept);
             pack_weights();
         }

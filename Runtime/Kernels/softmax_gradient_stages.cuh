@@ -14,7 +14,7 @@ constexpr int BLOCK_KEYS = CONSUMERS * KEYS;
 constexpr int STAGES = 2;
 constexpr int SHARE_PANEL = PANEL / 2;    // columns of fp32
 constexpr int NOTES = 8;                  // visits remembered: the share of dq of a step leaves up to four visits later
-constexpr int CONSUMER_WARPS = CONSUMERS * WARPGROUP / WARP;
+constexpr int CONSUMER_THREADS = CONSUMERS * WARPGROUP;
 constexpr int THREADS = (1 + CONSUMERS) * WARPGROUP;
 constexpr int PRODUCER_REGISTERS = 56, CONSUMER_REGISTERS = 224;
 constexpr int READY = 1;                  // named barrier of all consumers
@@ -64,12 +64,12 @@ struct Shared {
     __device__ __forceinline__ void init()
     {
         for (int s = 0; s < STAGES; ++s) {
-            init_barrier(stage_full[s], 1);
-            init_barrier(stage_empty[s], CONSUMER_WARPS);
-            init_barrier(ds_full[s], CONSUMER_WARPS);
-            init_barrier(ds_empty[s], CONSUMER_WARPS);
+            init_barrier(stage_full[s], WARP);
+            init_barrier(stage_empty[s], CONSUMER_THREADS);
+            init_barrier(ds_full[s], CONSUMER_THREADS);
+            init_barrier(ds_empty[s], CONSUMER_THREADS);
         }
-        init_barrier(share_full, CONSUMER_WARPS);
+        init_barrier(share_full, CONSUMER_THREADS);
         init_barrier(share_empty, 1);
     }
 };
@@ -187,7 +187,7 @@ template <int D> __device__ __forceinline__ void fill_stage(const Call& call, co
         if (visit.run >= 0) copy_queries<D>(call, { 0, visit.head, (int)query, (int)unit.batch }, tiles, stage, shared.stage_full[stage]);
     }
     fetched.store(shared.rows[stage]);
-    arrive_warp(shared.stage_full[stage]);
+    arrive(shared.stage_full[stage]);
 }
 
 template <int D> __device__ __forceinline__ void produce(const Call& call, const Unit& unit, const Tiles<D>& tiles, Shared& shared)

@@ -17,16 +17,10 @@ __device__ __forceinline__ void init_barrier(Barrier& barrier, int arrivals)
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(&barrier)), "r"(arrivals) : "memory");
 }
 
+// Orders what this thread alone has done before what others do after their wait: whoever has used a stage arrives, not one thread for its warp.
 __device__ __forceinline__ void arrive(Barrier& barrier)
 {
     asm volatile("{ .reg .b64 state; mbarrier.arrive.shared::cta.b64 state, [%0]; }" ::"r"(shared_address(&barrier)) : "memory");
-}
-
-// For the whole warp, after all its lanes have come here.
-__device__ __forceinline__ void arrive_warp(Barrier& barrier)
-{
-    __syncwarp();
-    if (threadIdx.x % WARP == 0) arrive(barrier);
 }
 
 // Until the phase of this parity (0 is the first) has completed; parity 1 passes on a barrier that nothing has arrived at.
