@@ -54,6 +54,9 @@ public sealed record TrainOptions
     /// <summary>Steps between checkpoints; 0: only one at the end.</summary>
     public int CheckpointEvery { get; init; }
 
+    /// <summary>Whether neither metrics nor a checkpoint are written: for measurements.</summary>
+    internal bool LeavesNothing { get; init; }
+
     /// <summary>Options for a preset, with its own recipe.</summary>
     public static TrainOptions For(Preset preset, IReadOnlyList<string> data, string output) =>
         new() { Data = data, Config = preset.Config, Recipe = preset.Training, Output = output };

@@ -13,6 +13,7 @@ internal sealed class Trainer : IDisposable
     private readonly TrainOptions _options;
     private readonly RankContext _rank;
     private readonly ITrainingListener? _listener;
+    private readonly IStepProbe? _probe;
     private readonly TokenStream _stream;
     private readonly int _groupBatch;
     private readonly BatchSampler? _sampler;
@@ -24,9 +25,9 @@ internal sealed class Trainer : IDisposable
     private readonly InputStash? _inputs;
     private readonly GlobalStep _step;
 
-    public Trainer(TrainOptions options, TokenStream stream, RankContext rank, ITrainingListener? listener)
+    public Trainer(TrainOptions options, TokenStream stream, RankContext rank, ITrainingListener? listener, IStepProbe? probe = null)
     {
-        (_options, _stream, _rank, _listener) = (options, stream, rank, listener);
+        (_options, _stream, _rank, _listener, _probe) = (options, stream, rank, listener, probe);
         TrainingRecipe recipe = options.Recipe;
         _schedule = new LearningRateSchedule(recipe);
         _mesh = new ProcessMesh(rank.World, options.DataParallel, rank.Size / options.DataParallel);
@@ -62,7 +63,7 @@ internal sealed class Trainer : IDisposable
     public TrainingResult Run()
     {
         (long step, string? checkpoint) = _options.Resume ? Restore() : (0, null);
-        using MetricsLog? metrics = _rank.Rank == 0 ? MetricsLog.Open(_options.Output, step) : null;
+        using MetricsLog? metrics = _rank.Rank == 0 && !_options.LeavesNothing ? MetricsLog.Open(_options.Output, step) : null;
         double? firstLoss = null, lastLoss = null;
         bool cancelled = false;
         while (step < _options.LastStep && !cancelled)
@@ -73,14 +74,16 @@ internal sealed class Trainer : IDisposable
             firstLoss ??= record.Loss;
             lastLoss = record.Loss;
             bool isLast = cancelled || step == _options.LastStep;
+            if (_options.LeavesNothing) continue;
             if (isLast || (_options.CheckpointEvery > 0 && step % _options.CheckpointEvery == 0)) checkpoint = Save(step);
         }
-        return new TrainingResult(firstLoss, lastLoss, step, cancelled && step < _options.LastStep, checkpoint!);
+        return new TrainingResult(firstLoss, lastLoss, step, cancelled && step < _options.LastStep, checkpoint ?? "");
     }
 
     private (StepRecord Record, bool Cancelled) Step(long step)
     {
         long start = Stopwatch.GetTimestamp();
+        _probe?.Before(step);
         (double loss, bool cancelled) = _step.Run(_sampler?.Sample(step), _groupBatch, _rank.Cancellation.IsCancellationRequested);
         if (!double.IsFinite(loss)) throw new LaspException($"the loss is {loss} at step {step}; lower the learning rate ({_options.Recipe.LearningRate}) or go on from an earlier checkpoint");
         double squaredNorm = _replica.SquaredNorm();

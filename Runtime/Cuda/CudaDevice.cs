@@ -166,7 +166,9 @@ public sealed class CudaDevice : Device
     {
         if (bytes == 0) return;
         Context.MakeCurrent();
+        Kernels.Observer?.BeforeOther("copy", Stream);
         CudaDriver.cuMemcpyDtoDAsync(destination, source, (nuint)bytes, Stream.Handle).Check();
+        Kernels.Observer?.AfterOther("copy", Stream);
     }
 
     /// <summary>Waits for the compute stream and the communication stream.</summary>

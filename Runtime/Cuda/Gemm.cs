@@ -46,12 +46,15 @@ public sealed unsafe class Blas : IDisposable
         _device.Context.MakeCurrent();
         if (!_plans.TryGetValue(problem, out Plan? plan)) _plans[problem] = plan = new Plan(_handle, problem);
         Prepare();
+        ILaunchObserver? observer = _device.Kernels.Observer;
+        observer?.BeforeOther(problem.Name, _device.Stream);
         fixed (cublasLtMatmulAlgo_t* algorithm = &plan.Algorithm)
         {
             CublasLt.cublasLtMatmul(
                 _handle, plan.Operation, &alpha, b, plan.LayoutB, a, plan.LayoutA, &beta, c, plan.LayoutC, c, plan.LayoutC,
                 algorithm, _workspace!.Pointer, (nuint)WorkspaceBytes, _device.Stream.Handle).Check();
         }
+        observer?.AfterOther(problem.Name, _device.Stream);
         LaunchCount++;
     }
 
@@ -80,7 +83,11 @@ public sealed unsafe class Blas : IDisposable
     private static ushort AlignmentOf(nint pointer) => (ushort)(1 << Math.Min(8, BitOperations.TrailingZeroCount(pointer)));
 
     private readonly record struct Problem(
-        bool TransposeA, bool TransposeB, long M, long N, long K, long Batch, DType Source, DType Destination, ushort AlignmentA, ushort AlignmentB, ushort AlignmentC);
+        bool TransposeA, bool TransposeB, long M, long N, long K, long Batch, DType Source, DType Destination, ushort AlignmentA, ushort AlignmentB, ushort AlignmentC)
+    {
+        /// <summary>As observers are told it.</summary>
+        public string Name => FormattableString.Invariant($"gemm {(TransposeA ? 'T' : 'N')}{(TransposeB ? 'T' : 'N')} {M}x{N}x{K}{(Batch > 1 ? $"x{Batch}" : "")}{(Destination == Source ? "" : " to fp32")}");
+    }
 
     /// <summary>Descriptors and algorithm of one problem. "A" and "B" are ours; the library is handed them in the other order.</summary>
     private sealed class Plan : IDisposable
