@@ -4,13 +4,13 @@ namespace LaspNative.Autograd;
 
 /// <summary>
 /// One node of the tape. An op is a subclass in a file of its own that opens with its equations: a static Apply computes the forward value and records
-/// an instance, whose constructor says with <see cref="Save"/> what backward will read; <see cref="Backward"/> turns output gradients into input gradients.
+/// an instance, whose constructor says with <see cref="Save(Variable)"/> what backward will read; <see cref="Backward"/> turns output gradients into input gradients.
 /// Inputs that are saved keep their memory; all other values may be freed as soon as they are consumed.
 /// </summary>
 public abstract class Function
 {
     private static long s_clock;
-    private readonly List<Tensor> _saved = [];
+    private readonly List<IDisposable> _saved = [];
 
     internal Variable[] Inputs { get; private set; } = [];
 
@@ -22,6 +22,18 @@ public abstract class Function
     /// <summary>Whether the backward pass, having come to this function, has something to do here.</summary>
     internal virtual bool IsReached => Outputs.Any(o => o.Reached);
 
+    /// <summary>Saves the value of an input for backward: kept, or made again by the function that made it. Disposed when this function's backward has run.</summary>
+    protected SavedValue Save(Variable input)
+    {
+        SavedValue saved = SavedValue.Of(input);
+        saved.Rest();
+        _saved.Add(saved);
+        return saved;
+    }
+
+    /// <summary>As <see cref="Save(Variable)"/>, for an optional input.</summary>
+    protected SavedValue? SaveOptional(Variable? input) => input is null ? null : Save(input);
+
     /// <summary>Keeps a second handle on a tensor until this function's backward has run.</summary>
     protected Tensor Save(Tensor tensor)
     {
@@ -30,8 +42,16 @@ public abstract class Function
         return handle;
     }
 
-    /// <summary>As <see cref="Save(Tensor)"/>, for an optional input.</summary>
-    protected Tensor? SaveOptional(Tensor? tensor) => tensor is null ? null : Save(tensor);
+    /// <summary>
+    /// Says that an output costs little to make again from what this function has saved: then no reader keeps it (<see cref="SavedValue"/>). <paramref name="make"/> runs before this function's backward,
+    /// at most once, must give the same bits, and its tensor is taken over.
+    /// </summary>
+    protected static Variable MakeAgain(Variable output, Func<Tensor> make)
+    {
+        ArgumentNullException.ThrowIfNull(output);
+        if (output.RequiresGradient) output.Source = new ValueSource(make);
+        return output;
+    }
 
     /// <summary>Takes over a tensor that only backward will read.</summary>
     protected Tensor Keep(Tensor tensor)
@@ -49,7 +69,7 @@ public abstract class Function
     /// <summary>Frees what was saved. Overridden by functions that hold more than tensors; always called exactly once.</summary>
     protected internal virtual void Release()
     {
-        foreach (Tensor tensor in _saved) tensor.Dispose();
+        foreach (IDisposable saved in _saved) saved.Dispose();
         _saved.Clear();
     }
 
@@ -132,6 +152,16 @@ public readonly struct BackwardPass
     {
         Variable input = _function.Inputs[index];
         return Tensor.Empty(input.Shape, input.DType, input.Device);
+    }
+
+    /// <summary>
+    /// As <see cref="Empty"/>, but in the place of the input's own saved value where nobody else holds it: for functions that read each element before they write its gradient.
+    /// The saved value is not to be read afterwards.
+    /// </summary>
+    public static Tensor InPlaceOf(SavedValue input)
+    {
+        ArgumentNullException.ThrowIfNull(input);
+        return input.TakePlace();
     }
 
     /// <summary>Adds to the gradient of an input and takes the tensor over (share it first to keep it). An input that wants none drops it.</summary>

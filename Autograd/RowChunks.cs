@@ -9,10 +9,10 @@ namespace LaspNative.Autograd;
 public sealed class RowChunks : Function
 {
     private readonly Func<Variable, Variable> _region;
-    private readonly Tensor _x;
+    private readonly SavedValue _x;
     private readonly long _chunk;
 
-    private RowChunks(Func<Variable, Variable> region, Tensor x, long chunk)
+    private RowChunks(Func<Variable, Variable> region, Variable x, long chunk)
     {
         (_region, _chunk) = (region, chunk);
         _x = Save(x);
@@ -34,7 +34,7 @@ public sealed class RowChunks : Function
         try
         {
             IReadOnlyList<Variable> parameters = Fill(sources, yRows, chunk, region);
-            return new RowChunks(region, x.Value, chunk).Record([x, .. parameters], y);
+            return new RowChunks(region, x, chunk).Record([x, .. parameters], y);
         }
         catch
         {
@@ -66,7 +66,7 @@ public sealed class RowChunks : Function
     protected internal override void Backward(BackwardPass pass)
     {
         using Tensor? dx = pass.Wants(0) ? pass.Empty(0) : null;
-        using Tensor xRows = Rows(_x), dyRows = Rows(pass.RequiredOutput(0));
+        using Tensor xRows = Rows(_x.Tensor), dyRows = Rows(pass.RequiredOutput(0));
         using Tensor? dxRows = dx is null ? null : Rows(dx);
         foreach ((long start, long count) in Cut(xRows.Shape[0], _chunk))
         {

@@ -51,6 +51,9 @@ public sealed class Variable : IDisposable
     /// <summary>The tape this variable is on; null for leaves, which join any tape.</summary>
     internal Tape? Tape => _tape?.Root;
 
+    /// <summary>How the value is made again where backward needs it; null: it is kept.</summary>
+    internal ValueSource? Source { get; set; }
+
     /// <summary>True once the running backward pass has reached this variable, also where it carries no tensor.</summary>
     internal bool Reached { get; private set; }
 

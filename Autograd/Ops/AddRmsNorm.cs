@@ -5,13 +5,13 @@ namespace LaspNative.Autograd;
 /// <summary>
 /// h = x + residual        y = h r w        r = 1 / sqrt(mean(h^2) + eps) per row of h [.., C]; w [C], or none (SimpleRMSNorm)
 /// dx = dresidual = dh + r (w dy - h r^2 mean(w dy h))        dw = sum over rows of dy h r
-/// Both sums and the norm cross memory once. Saves h and r; x and residual share one gradient until one of them must be written.
+/// Both sums and the norm cross memory once. Saves h and r; y is made again for its readers in backward. x and residual share one gradient until one of them must be written.
 /// Without a residual h is x itself, handed through so that its gradient is summed here all the same.
 /// </summary>
 public sealed class AddRmsNorm : Function
 {
     private readonly Tensor _h;
-    private readonly Tensor? _weight;
+    private readonly SavedValue? _weight;
     private readonly Tensor _inverseRms;
     private readonly bool _hasResidual;
 
@@ -19,7 +19,7 @@ public sealed class AddRmsNorm : Function
     {
         _hasResidual = hasResidual;
         _h = Save(h);
-        _weight = SaveOptional(weight?.Value);
+        _weight = SaveOptional(weight);
         _inverseRms = Keep(inverseRms);
     }
 
@@ -35,8 +35,16 @@ public sealed class AddRmsNorm : Function
         Tensor inverseRms = Tensor.Empty([x.Shape.Rows], x.DType.Accumulator(), x.Device);
         if (residual is null) x.Device.Backend.RmsNorm(h, weight?.Value, eps, y, inverseRms);
         else x.Device.Backend.AddRmsNorm(x.Value, residual.Value, weight?.Value, eps, h, y, inverseRms);
-        Variable[] outputs = new AddRmsNorm(h, weight, inverseRms, residual is not null).Record([x, residual, weight], [h, y]);
-        return (outputs[0], outputs[1]);
+        var function = new AddRmsNorm(h, weight, inverseRms, residual is not null);
+        Variable[] outputs = function.Record([x, residual, weight], [h, y]);
+        return (outputs[0], MakeAgain(outputs[1], () => function.Norm(eps)));
+    }
+
+    private Tensor Norm(double eps)
+    {
+        Tensor y = Tensor.Empty(_h.Shape, _h.DType, _h.Device);
+        _h.Device.Backend.RmsNorm(_h, _weight?.Tensor, eps, y, _inverseRms);
+        return y;
     }
 
     protected internal override void Backward(BackwardPass pass)
@@ -49,7 +57,7 @@ public sealed class AddRmsNorm : Function
         }
         Tensor dx = pass.Empty(0);
         using Tensor? dWeight = _weight is null ? null : pass.AddingBufferOrScratch(2);
-        _h.Device.Backend.AddRmsNormBackward(_h, _weight, _inverseRms, dy, dh, dx, dWeight);
+        _h.Device.Backend.AddRmsNormBackward(_h, _weight?.Tensor, _inverseRms, dy, dh, dx, dWeight);
         Give(pass, dx);
     }
 

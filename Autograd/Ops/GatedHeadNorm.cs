@@ -6,20 +6,20 @@ namespace LaspNative.Autograd;
 /// The output of a linear-attention head, one fused pass:
 /// y = n w silu(gate)        n = x r, r = 1 / sqrt(mean(x^2) + eps) per row of E; w [E] or none; gate like x or none
 /// with u = dy w silu(gate):  dx = r (u - n mean(u n)),  dgate = dy n w silu'(gate),  dw = sum over rows and heads of dy n silu(gate)
-/// Saves x, gate and r; n and silu(gate) are recomputed.
+/// Saves x, gate and r; y is made again for its readers in backward. dx and dgate take the places of x and gate.
 /// </summary>
 public sealed class GatedHeadNorm : Function
 {
-    private readonly Tensor _x;
-    private readonly Tensor? _weight;
-    private readonly Tensor? _gate;
+    private readonly SavedValue _x;
+    private readonly SavedValue? _weight;
+    private readonly SavedValue? _gate;
     private readonly Tensor _inverseRms;
 
     private GatedHeadNorm(Variable x, Variable? weight, Variable? gate, Tensor inverseRms)
     {
-        _x = Save(x.Value);
-        _weight = SaveOptional(weight?.Value);
-        _gate = SaveOptional(gate?.Value);
+        _x = Save(x);
+        _weight = SaveOptional(weight);
+        _gate = SaveOptional(gate);
         _inverseRms = Keep(inverseRms);
     }
 
@@ -33,15 +33,23 @@ public sealed class GatedHeadNorm : Function
         Tensor y = Tensor.Empty(x.Shape, x.DType, x.Device);
         Tensor inverseRms = Tensor.Empty([x.Shape.Rows], x.DType.Accumulator(), x.Device);
         x.Device.Backend.GatedHeadNorm(x.Value, weight?.Value, gate?.Value, eps, y, inverseRms);
-        return new GatedHeadNorm(x, weight, gate, inverseRms).Record([x, weight, gate], y);
+        var function = new GatedHeadNorm(x, weight, gate, inverseRms);
+        return MakeAgain(function.Record([x, weight, gate], y), () => function.Norm(eps));
+    }
+
+    private Tensor Norm(double eps)
+    {
+        Tensor x = _x.Tensor, y = Tensor.Empty(x.Shape, x.DType, x.Device);
+        x.Device.Backend.GatedHeadNorm(x, _weight?.Tensor, _gate?.Tensor, eps, y, _inverseRms);
+        return y;
     }
 
     protected internal override void Backward(BackwardPass pass)
     {
-        Tensor dx = pass.Empty(0);
+        Tensor dx = BackwardPass.InPlaceOf(_x);
         using Tensor? dWeight = _weight is null ? null : pass.AddingBufferOrScratch(1);
-        Tensor? dgate = _gate is null ? null : pass.Empty(2);
-        _x.Device.Backend.GatedHeadNormBackward(_x, _weight, _gate, _inverseRms, pass.RequiredOutput(0), dx, dgate, dWeight);
+        Tensor? dgate = _gate is null ? null : BackwardPass.InPlaceOf(_gate);
+        dx.Device.Backend.GatedHeadNormBackward(_x.Tensor, _weight?.Tensor, _gate?.Tensor, _inverseRms, pass.RequiredOutput(0), dx, dgate, dWeight);
         pass.Give(0, dx);
         if (dgate is not null) pass.Give(2, dgate);
     }

@@ -10,14 +10,14 @@ namespace LaspNative.Autograd;
 /// </summary>
 public sealed class Linear : Function
 {
-    private readonly Tensor? _x;
+    private readonly SavedValue? _x;
     private readonly Tensor? _weight;
     private readonly Device _device;
 
     private Linear(Variable x, Variable weight)
     {
         _device = x.Device;
-        if (weight.RequiresGradient) _x = Save(x.Value);
+        if (weight.RequiresGradient) _x = Save(x);
         if (x.RequiresGradient) _weight = Save(weight.Value);
     }
 
@@ -37,16 +37,19 @@ public sealed class Linear : Function
     protected internal override void Backward(BackwardPass pass)
     {
         using Tensor dy = Rows(pass.RequiredOutput(0));
+        if (pass.Wants(1))
+        {
+            using (Tensor x = Rows(_x!.Tensor))
+            {
+                Tensor dWeight = pass.Buffer(1, out bool accumulate);
+                _device.Backend.Gemm(dy, transposeA: true, x, transposeB: false, alpha: 1, beta: accumulate ? 1 : 0, dWeight);
+            }
+            _x.Dispose(); // before dx is allocated: an x that was made again may be as large
+        }
         if (pass.Wants(0))
         {
             using Tensor dx = Rows(pass.Buffer(0, out bool accumulate));
             _device.Backend.Gemm(dy, transposeA: false, _weight!, transposeB: false, alpha: 1, beta: accumulate ? 1 : 0, dx);
-        }
-        if (pass.Wants(1))
-        {
-            using Tensor x = Rows(_x!);
-            Tensor dWeight = pass.Buffer(1, out bool accumulate);
-            _device.Backend.Gemm(dy, transposeA: true, x, transposeB: false, alpha: 1, beta: accumulate ? 1 : 0, dWeight);
         }
     }
 

@@ -5,18 +5,18 @@ namespace LaspNative.Autograd;
 /// <summary>
 /// y = x r w        r = 1 / sqrt(mean(x^2) + eps) per row of x [.., C]; w [C], or none (SimpleRMSNorm)
 /// dx = r (w dy - x r^2 mean(w dy x))        dw = sum over rows of dy x r
-/// Saves x and r. The sum for dw is added straight into the parameter's fp32 gradient.
+/// Saves x and r; y is made again for its readers in backward. The sum for dw is added straight into the parameter's fp32 gradient.
 /// </summary>
 public sealed class RmsNorm : Function
 {
-    private readonly Tensor _x;
-    private readonly Tensor? _weight;
+    private readonly SavedValue _x;
+    private readonly SavedValue? _weight;
     private readonly Tensor _inverseRms;
 
     private RmsNorm(Variable x, Variable? weight, Tensor inverseRms)
     {
-        _x = Save(x.Value);
-        _weight = SaveOptional(weight?.Value);
+        _x = Save(x);
+        _weight = SaveOptional(weight);
         _inverseRms = Keep(inverseRms);
     }
 
@@ -28,14 +28,22 @@ public sealed class RmsNorm : Function
         Tensor y = Tensor.Empty(x.Shape, x.DType, x.Device);
         Tensor inverseRms = Tensor.Empty([x.Shape.Rows], x.DType.Accumulator(), x.Device);
         x.Device.Backend.RmsNorm(x.Value, weight?.Value, eps, y, inverseRms);
-        return new RmsNorm(x, weight, inverseRms).Record([x, weight], y);
+        var function = new RmsNorm(x, weight, inverseRms);
+        return MakeAgain(function.Record([x, weight], y), () => function.Norm(eps));
+    }
+
+    private Tensor Norm(double eps)
+    {
+        Tensor x = _x.Tensor, y = Tensor.Empty(x.Shape, x.DType, x.Device);
+        x.Device.Backend.RmsNorm(x, _weight?.Tensor, eps, y, _inverseRms);
+        return y;
     }
 
     protected internal override void Backward(BackwardPass pass)
     {
         Tensor dx = pass.Empty(0);
         using Tensor? dWeight = _weight is null ? null : pass.AddingBufferOrScratch(1);
-        _x.Device.Backend.RmsNormBackward(_x, _weight, _inverseRms, pass.RequiredOutput(0), dx, dWeight);
+        dx.Device.Backend.RmsNormBackward(_x.Tensor, _weight?.Tensor, _inverseRms, pass.RequiredOutput(0), dx, dWeight);
         pass.Give(0, dx);
     }
 }

@@ -5,17 +5,17 @@ namespace LaspNative.Autograd;
 /// <summary>
 /// The feature map and the rotation of queries or keys x [B, N, H, D] in one pass, with R as in <see cref="Rope"/>:
 /// y = R silu(x)        dx = silu'(x) R^-1 dy
-/// Saves x; silu is recomputed.
+/// Saves x; y is made again for its readers in backward. dx takes x's place.
 /// </summary>
 public sealed class SiluRope : Function
 {
-    private readonly Tensor _x;
+    private readonly SavedValue _x;
     private readonly IReadOnlyList<PositionRun> _runs;
     private readonly double _theta;
 
     private SiluRope(Variable x, IReadOnlyList<PositionRun> runs, double theta)
     {
-        _x = Save(x.Value);
+        _x = Save(x);
         (_runs, _theta) = (runs, theta);
     }
 
@@ -25,15 +25,21 @@ public sealed class SiluRope : Function
         ArgumentNullException.ThrowIfNull(x);
         ArgumentNullException.ThrowIfNull(runs);
         PositionRuns.Require(runs, x.Shape);
+        var function = new SiluRope(x, runs, theta);
+        return MakeAgain(function.Record([x], function.Make(x.Value)), () => function.Make(function._x.Tensor));
+    }
+
+    private Tensor Make(Tensor x)
+    {
         Tensor y = Tensor.Empty(x.Shape, x.DType, x.Device);
-        PositionRuns.ForEach(runs, x.Value, null, y, (from, _, to, position) => from.Device.Backend.SiluRope(from, position, theta, to));
-        return new SiluRope(x, runs, theta).Record([x], y);
+        PositionRuns.ForEach(_runs, x, null, y, (from, _, to, position) => from.Device.Backend.SiluRope(from, position, _theta, to));
+        return y;
     }
 
     protected internal override void Backward(BackwardPass pass)
     {
-        Tensor dx = pass.Empty(0);
-        PositionRuns.ForEach(_runs, _x, pass.RequiredOutput(0), dx, (x, dy, to, position) => x.Device.Backend.SiluRopeBackward(x, dy!, position, _theta, to));
+        Tensor dx = BackwardPass.InPlaceOf(_x);
+        PositionRuns.ForEach(_runs, _x.Tensor, pass.RequiredOutput(0), dx, (x, dy, to, position) => x.Device.Backend.SiluRopeBackward(x, dy!, position, _theta, to));
         pass.Give(0, dx);
     }
 }

@@ -1,3 +1,4 @@
+using LaspNative.Autograd;
 using LaspNative.Runtime;
 
 namespace LaspNative.Collectives;
@@ -15,7 +16,7 @@ internal sealed class BidirectionalExchange : AttentionExchange
     private Tensor? _q;
     private Tensor? _dO;
 
-    public BidirectionalExchange(AttentionCall call, Tensor k, Tensor v) : base(call, k, v, decay: null, initialState: null)
+    public BidirectionalExchange(AttentionCall call, SavedValue k, SavedValue v) : base(call, k, v, decay: null, initialState: null)
     {
         if (call.States is { IsFilled: true } kept)
         {
@@ -24,7 +25,7 @@ internal sealed class BidirectionalExchange : AttentionExchange
         }
         _state = Hold(call.EmptyState());
         Tensor own = call.EmptyState();
-        Backend.LinearAttentionState(k, v, decay: null, own);
+        Backend.LinearAttentionState(K, V, decay: null, own);
         _gather = new StateGather(call, own, factor: null);
     }
 

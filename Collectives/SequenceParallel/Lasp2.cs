@@ -1,3 +1,4 @@
+using LaspNative.Autograd;
 using LaspNative.Runtime;
 
 namespace LaspNative.Collectives;
@@ -26,7 +27,7 @@ public sealed class Lasp2 : StatePassing
         return (peers * (call.StateBytes + factor), peers * call.StateBytes);
     }
 
-    internal override AttentionExchange Begin(AttentionCall call, Tensor k, Tensor v, Tensor? decay, Tensor? initialState) =>
+    internal override AttentionExchange Begin(AttentionCall call, SavedValue k, SavedValue v, Tensor? decay, Tensor? initialState) =>
         call.Causal ? base.Begin(call, k, v, decay, initialState) : new BidirectionalExchange(call, k, v);
 
     internal override StateMessage Send(AttentionCall call, RankDecays decays, Tensor own, Tensor entering, bool reverse) =>

@@ -44,10 +44,25 @@ public static class LinearAttention
         ArgumentNullException.ThrowIfNull(group);
         ArgumentNullException.ThrowIfNull(strategy);
         var call = new AttentionCall(k.Value, v.Value, decay?.Value, initialState?.Value, group, options ?? AttentionOptions.Default);
-        AttentionExchange exchange = strategy.Begin(call, k.Value, v.Value, decay?.Value, initialState?.Value);
+        AttentionExchange exchange = Begin(strategy, call, SavedValue.Of(k), SavedValue.Of(v), decay?.Value, initialState?.Value);
         exchange.Retain();
         Variable token = new BeginFunction(exchange).Record(k, v, decay, initialState);
         return new PendingAttention(exchange, token);
+    }
+
+    /// <summary>A strategy that refuses the call takes nothing over.</summary>
+    private static AttentionExchange Begin(SequenceParallel strategy, AttentionCall call, SavedValue k, SavedValue v, Tensor? decay, Tensor? initialState)
+    {
+        try
+        {
+            return strategy.Begin(call, k, v, decay, initialState);
+        }
+        catch
+        {
+            k.Dispose();
+            v.Dispose();
+            throw;
+        }
     }
 
     /// <summary>Waits for the message and computes o [B, C, H, E]. Uses up <paramref name="pending"/>.</summary>
@@ -65,8 +80,9 @@ public static class LinearAttention
             Tensor o = Tensor.Empty(call.OutputShape, call.DType, call.Device);
             Tensor? finalState = withFinalState ? Tensor.Empty(call.DocumentStateShape, call.DType.Accumulator(), call.Device, MemoryCategory.States) : null;
             exchange.Finish(q.Value, o, finalState);
+            exchange.Rest();
             exchange.Retain();
-            return new FinishFunction(exchange, q.Value).Record(q, pending.Token, o, finalState);
+            return new FinishFunction(exchange, q).Record(q, pending.Token, o, finalState);
         }
     }
 
@@ -102,9 +118,9 @@ public static class LinearAttention
     private sealed class FinishFunction : Function
     {
         private readonly AttentionExchange _exchange;
-        private readonly Tensor _q;
+        private readonly SavedValue _q;
 
-        public FinishFunction(AttentionExchange exchange, Tensor q)
+        public FinishFunction(AttentionExchange exchange, Variable q)
         {
             _exchange = exchange;
             _q = Save(q);
@@ -119,7 +135,7 @@ public static class LinearAttention
             using Tensor dO = pass.Output(0)?.Share() ?? Tensor.Zeros(_exchange.Call.OutputShape, _exchange.Call.DType, _exchange.Call.Device);
             Tensor dq = pass.Empty(0);
             bool continues = pass.Wants(1);
-            _exchange.BackwardFinish(_q, dO, dFinalState, dq, continues);
+            _exchange.BackwardFinish(_q.Tensor, dO, dFinalState, dq, continues);
             pass.Give(0, dq);
             if (continues) pass.Reach(1);
         }

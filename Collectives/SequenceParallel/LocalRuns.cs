@@ -1,3 +1,4 @@
+using LaspNative.Autograd;
 using LaspNative.Runtime;
 
 namespace LaspNative.Collectives;
@@ -9,15 +10,15 @@ namespace LaspNative.Collectives;
 /// All strategies that pass states compute through this; they differ only in how P_t and D_t travel.
 /// A device that cuts runs into segments finds the segments' states once per direction: they are kept from the first phase that needs them to the last.
 /// </summary>
-internal sealed class LocalRuns(AttentionCall call, Tensor k, Tensor v, Tensor? decay, Tensor? initialState) : IDisposable
+internal sealed class LocalRuns(AttentionCall call, SavedValue k, SavedValue v, Tensor? decay, Tensor? initialState) : IDisposable
 {
     private readonly IReadOnlyList<DocumentPiece> _pieces = call.OwnPieces;
     private readonly Dictionary<DocumentPiece, Tensor> _entering = []; // segments of State and Forward
     private readonly Dictionary<DocumentPiece, Tensor> _leaving = []; // segments of BackwardState and BackwardKeyValue
 
-    public Tensor K => k;
+    public Tensor K => k.Tensor;
 
-    public Tensor V => v;
+    public Tensor V => v.Tensor;
 
     public Tensor? Decay => decay;
 
@@ -215,8 +216,8 @@ internal sealed class LocalRuns(AttentionCall call, Tensor k, Tensor v, Tensor? 
     }
 
     private Piece Cut(DocumentPiece p) => new(
-        Tokens(k, p),
-        Tokens(v, p),
+        Tokens(K, p),
+        Tokens(V, p),
         decay is null ? null : decay.Shape.Rank == 1 ? decay.Share() : Tokens(decay, p),
         p.IsFirst && initialState is not null ? call.OfDocument(initialState, p) : null);
 

@@ -1,3 +1,4 @@
+using LaspNative.Autograd;
 using LaspNative.Runtime;
 
 namespace LaspNative.Collectives;
@@ -31,7 +32,7 @@ public sealed class Ring : SequenceParallel
         return (forward, forward + call.Partition.Tokens * (keyValue * accumulator + factor) + (size - 1) * factor);
     }
 
-    internal override AttentionExchange Begin(AttentionCall call, Tensor k, Tensor v, Tensor? decay, Tensor? initialState)
+    internal override AttentionExchange Begin(AttentionCall call, SavedValue k, SavedValue v, Tensor? decay, Tensor? initialState)
     {
         if (!call.Causal) throw new LaspException($"strategy {Name} is causal only; bidirectional attention runs with lasp2");
         if (initialState is not null) throw new LaspException($"strategy {Name} passes no state and takes no initial_state; leave it out, or use lasp1, lasp2, zeco or ulysses");
@@ -44,7 +45,7 @@ public sealed class Ring : SequenceParallel
         private RingHop? _gradient; // dK, dV (and dDecay) on their way here
         private RingDecayGradient? _dDecay;
 
-        public Exchange(AttentionCall call, Tensor k, Tensor v, Tensor? decay) : base(call, k, v, decay, initialState: null) => _block = SendOwnBlock();
+        public Exchange(AttentionCall call, SavedValue k, SavedValue v, Tensor? decay) : base(call, k, v, decay, initialState: null) => _block = SendOwnBlock();
 
         private bool DecayTravels => Decay is { Shape.Rank: > 1 };
 

@@ -1,3 +1,4 @@
+using LaspNative.Autograd;
 using LaspNative.Runtime;
 
 namespace LaspNative.Collectives;
@@ -11,8 +12,8 @@ public abstract class SequenceParallel
     /// <summary>The name used on the command line and in reports.</summary>
     public abstract string Name { get; }
 
-    /// <summary>Phase one of the forward pass: forms what this rank has to tell and starts the message. Waits for nothing.</summary>
-    internal abstract AttentionExchange Begin(AttentionCall call, Tensor k, Tensor v, Tensor? decay, Tensor? initialState);
+    /// <summary>Phase one of the forward pass: forms what this rank has to tell and starts the message. Waits for nothing. Takes k and v over.</summary>
+    internal abstract AttentionExchange Begin(AttentionCall call, SavedValue k, SavedValue v, Tensor? decay, Tensor? initialState);
 
     /// <summary>Bytes that the calling rank sends for one layer, forward and backward, by the strategy's formula.</summary>
     public abstract (long Forward, long Backward) PredictedBytesSent(AttentionCall call, Tensor? decay);
@@ -31,14 +32,17 @@ public abstract class SequenceParallel
 /// </summary>
 internal abstract class AttentionExchange : CallInFlight
 {
-    protected AttentionExchange(AttentionCall call, Tensor k, Tensor v, Tensor? decay, Tensor? initialState)
+    private readonly SavedValue _k;
+    private readonly SavedValue _v;
+
+    protected AttentionExchange(AttentionCall call, SavedValue k, SavedValue v, Tensor? decay, Tensor? initialState)
     {
         Call = call;
-        K = Hold(k.Share());
-        V = Hold(v.Share());
+        _k = Hold(k);
+        _v = Hold(v);
         Decay = decay is null ? null : Hold(decay.Share());
         InitialState = initialState is null ? null : Hold(initialState.Share());
-        Runs = Hold(new LocalRuns(call, K, V, Decay, InitialState));
+        Runs = Hold(new LocalRuns(call, k, v, Decay, InitialState));
     }
 
     public AttentionCall Call { get; }
@@ -46,11 +50,11 @@ internal abstract class AttentionExchange : CallInFlight
     /// <summary>The rank's own chunk, by document pieces.</summary>
     protected LocalRuns Runs { get; }
 
-    /// <summary>[B, C, Hk, D].</summary>
-    protected Tensor K { get; }
+    /// <summary>[B, C, Hk, D]. Borrowed.</summary>
+    protected Tensor K => _k.Tensor;
 
-    /// <summary>[B, C, Hk, E].</summary>
-    protected Tensor V { get; }
+    /// <summary>[B, C, Hk, E]. Borrowed.</summary>
+    protected Tensor V => _v.Tensor;
 
     /// <summary>[H], [B, C, H], [B, C, H, D] or none.</summary>
     protected Tensor? Decay { get; }
@@ -59,6 +63,13 @@ internal abstract class AttentionExchange : CallInFlight
     protected Tensor? InitialState { get; }
 
     protected IBackend Backend => Call.Device.Backend;
+
+    /// <summary>Between the passes: keys and values that can be made again wait for backward without memory.</summary>
+    public void Rest()
+    {
+        _k.Rest();
+        _v.Rest();
+    }
 
     /// <summary>Waits for the message and writes o [B, C, H, E], and where wanted the final states of the documents that end on this rank (zeros for the others).</summary>
     public abstract void Finish(Tensor q, Tensor o, Tensor? finalState);

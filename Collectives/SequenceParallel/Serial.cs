@@ -1,3 +1,4 @@
+using LaspNative.Autograd;
 using LaspNative.Runtime;
 
 namespace LaspNative.Collectives;
@@ -16,14 +17,14 @@ public sealed class Serial : SequenceParallel
 
     public override (long Forward, long Backward) PredictedBytesSent(AttentionCall call, Tensor? decay) => (0, 0);
 
-    internal override AttentionExchange Begin(AttentionCall call, Tensor k, Tensor v, Tensor? decay, Tensor? initialState)
+    internal override AttentionExchange Begin(AttentionCall call, SavedValue k, SavedValue v, Tensor? decay, Tensor? initialState)
     {
         if (call.Group.Size != 1) throw new LaspException($"strategy serial runs on one rank, the group has {call.Group.Size}; use lasp2");
         return call.Causal ? new Exchange(call, k, v, decay, initialState) : new BidirectionalExchange(call, k, v);
     }
 
     /// <summary>Also what the other strategies are in a group of one.</summary>
-    internal sealed class Exchange(AttentionCall call, Tensor k, Tensor v, Tensor? decay, Tensor? initialState)
+    internal sealed class Exchange(AttentionCall call, SavedValue k, SavedValue v, Tensor? decay, Tensor? initialState)
         : AttentionExchange(call, k, v, decay, initialState)
     {
         private Tensor? _q;

@@ -1,3 +1,4 @@
+using LaspNative.Autograd;
 using LaspNative.Runtime;
 
 namespace LaspNative.Collectives;
@@ -10,7 +11,7 @@ namespace LaspNative.Collectives;
 /// </summary>
 public abstract class StatePassing : SequenceParallel
 {
-    internal override AttentionExchange Begin(AttentionCall call, Tensor k, Tensor v, Tensor? decay, Tensor? initialState)
+    internal override AttentionExchange Begin(AttentionCall call, SavedValue k, SavedValue v, Tensor? decay, Tensor? initialState)
     {
         if (!call.Causal) throw new LaspException($"strategy {Name} is causal only; bidirectional attention runs with lasp2");
         return call.Group.Size == 1 ? new Serial.Exchange(call, k, v, decay, initialState) : new Exchange(this, call, k, v, decay, initialState);
@@ -34,7 +35,7 @@ public abstract class StatePassing : SequenceParallel
         private Tensor? _dO;
         private Tensor? _dFinalState;
 
-        public Exchange(StatePassing strategy, AttentionCall call, Tensor k, Tensor v, Tensor? decay, Tensor? initialState) : base(call, k, v, decay, initialState)
+        public Exchange(StatePassing strategy, AttentionCall call, SavedValue k, SavedValue v, Tensor? decay, Tensor? initialState) : base(call, k, v, decay, initialState)
         {
             _strategy = strategy;
             _decays = new RankDecays(call, Decay);

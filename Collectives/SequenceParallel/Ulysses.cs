@@ -1,3 +1,4 @@
+using LaspNative.Autograd;
 using LaspNative.Runtime;
 
 namespace LaspNative.Collectives;
@@ -26,7 +27,7 @@ public sealed class Ulysses : SequenceParallel
         return ((toHeads * (queries + keys + factors) + toTokens * outputs) / size, (toHeads * outputs + toTokens * (queries + keys + factors)) / size);
     }
 
-    internal override AttentionExchange Begin(AttentionCall call, Tensor k, Tensor v, Tensor? decay, Tensor? initialState)
+    internal override AttentionExchange Begin(AttentionCall call, SavedValue k, SavedValue v, Tensor? decay, Tensor? initialState)
     {
         if (!call.Causal) throw new LaspException($"strategy {Name} is causal only; bidirectional attention runs with lasp2");
         HeadShards.CheckHeads(call);
@@ -43,19 +44,19 @@ public sealed class Ulysses : SequenceParallel
         private Tensor? _dO;
         private Tensor? _dFinalState;
 
-        public Exchange(AttentionCall call, Tensor k, Tensor v, Tensor? decay, Tensor? initialState) : base(call, k, v, decay, initialState)
+        public Exchange(AttentionCall call, SavedValue k, SavedValue v, Tensor? decay, Tensor? initialState) : base(call, k, v, decay, initialState)
         {
             _shard = call.OfHeadShard();
             _shards = new HeadShards(call);
-            _messages.Add(_shards.ToHeads(k));
-            _messages.Add(_shards.ToHeads(v));
+            _messages.Add(_shards.ToHeads(K));
+            _messages.Add(_shards.ToHeads(V));
             if (decay is { Shape.Rank: > 1 }) _messages.Add(_shards.ToHeads(decay));
         }
 
         public override void Finish(Tensor q, Tensor o, Tensor? finalState)
         {
             _messages.Add(_shards.ToHeads(q));
-            Tensor k = Hold(TakeFirst()), v = Hold(TakeFirst());
+            SavedValue k = Hold(SavedValue.Of(TakeFirst())), v = Hold(SavedValue.Of(TakeFirst()));
             Tensor? decay = Decay is null ? null : Hold(Decay.Shape.Rank == 1 ? _shards.OwnHeads(Decay) : TakeFirst());
             Tensor? initial = InitialState is null ? null : Hold(_shards.OwnStates(InitialState));
             _q = Hold(TakeFirst());

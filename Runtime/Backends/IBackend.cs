@@ -103,7 +103,7 @@ public interface IBackend
     /// </summary>
     void GatedHeadNorm(Tensor x, Tensor? weight, Tensor? gate, double eps, Tensor y, Tensor inverseRms);
 
-    /// <summary>Gradients of <see cref="GatedHeadNorm"/>; dgate null exactly when gate is; adds into dWeight [E] of Acc, null exactly when weight is.</summary>
+    /// <summary>Gradients of <see cref="GatedHeadNorm"/>; dgate null exactly when gate is; adds into dWeight [E] of Acc, null exactly when weight is. dx may be x and dgate may be gate.</summary>
     void GatedHeadNormBackward(Tensor x, Tensor? weight, Tensor? gate, Tensor inverseRms, Tensor dy, Tensor dx, Tensor? dgate, Tensor? dWeight);
 
     // ---- Rotary position embedding (Rope.cs) ----
@@ -117,7 +117,7 @@ public interface IBackend
     /// <summary>The feature map and the rotation of a query or key in one pass: y = R silu(x), where R is what <see cref="Rope"/> does to x [B,N,H,D].</summary>
     void SiluRope(Tensor x, long firstPosition, double theta, Tensor y);
 
-    /// <summary>dx = silu'(x) * R^-1 dy.</summary>
+    /// <summary>dx = silu'(x) * R^-1 dy. dx may be x or dy.</summary>
     void SiluRopeBackward(Tensor x, Tensor dy, long firstPosition, double theta, Tensor dx);
 
     // ---- Linear attention (LinearAttention.cs): S_i = a_i . S_{i-1} + k_i^T v_i,  o_i = scale q_i S_i,  a_i = exp(g_i) ----
