@@ -7,25 +7,27 @@ namespace LaspNative.Autograd;
 /// Beside a CPU device: buffers that the device's ledger does not count, so that whatever holds on a GPU about what is there and what is away holds, and is tested, here.
 /// Copies are done when the calls return. Buffers are kept for the next tensor of their size.
 /// </summary>
-public sealed class CpuHostMemory : HostMemory
+/// <param name="most">Bytes at most.</param>
+public sealed class CpuHostMemory(long most = long.MaxValue) : HostMemory
 {
     private readonly Dictionary<long, Stack<nint>> _free = [];
 
     /// <summary>Bytes allocated, in use or not.</summary>
     public long Bytes { get; private set; }
 
-    public override HostCopy Store(Tensor tensor)
+    public override HostCopy? TryStore(Tensor tensor)
     {
         ArgumentNullException.ThrowIfNull(tensor);
         if (tensor.Device.Kind != DeviceKind.Cpu) throw new LaspException($"a tensor on {tensor.Device.Name} cannot be kept beside a CPU");
-        nint buffer = Rent(tensor.Bytes);
+        if (Rent(tensor.Bytes) is not { } buffer) return null;
         using (tensor) tensor.Device.Copy(tensor.Pointer, buffer, tensor.Bytes);
         return new Copy(this, buffer, tensor.Shape, tensor.DType, tensor.Device);
     }
 
-    private unsafe nint Rent(long bytes)
+    private unsafe nint? Rent(long bytes)
     {
         if (_free.TryGetValue(bytes, out Stack<nint>? buffers) && buffers.TryPop(out nint buffer)) return buffer;
+        if (Bytes + bytes > most) return null;
         Bytes += bytes;
         return (nint)NativeMemory.Alloc((nuint)bytes);
     }

@@ -5,8 +5,8 @@ namespace LaspNative.Autograd;
 /// <summary>Memory beside a device's own, and how tensors get there and back. On a GPU both ways run beside the device's work; this is the one class that a kind of device adds.</summary>
 public abstract class HostMemory : IDisposable
 {
-    /// <summary>Starts copying a tensor out, takes it over, and frees it when its bytes have left the device.</summary>
-    public abstract HostCopy Store(Tensor tensor);
+    /// <summary>Starts copying a tensor out, takes it over, and frees it when its bytes have left the device. Null where there is no room: then it stays the caller's.</summary>
+    public abstract HostCopy? TryStore(Tensor tensor);
 
     public void Dispose()
     {
@@ -37,7 +37,7 @@ public abstract class HostCopy : IDisposable
 
 /// <summary>
 /// Where the inputs of recomputed regions (<see cref="Recompute"/>) wait for backward: up to a number of bytes on the device, the rest in host memory. Backward takes the newest first, so the
-/// oldest leave; when one is taken, the newest that are away start to come back: as many as fit, and always one, which is under way while the region before it runs backwards.
+/// oldest leave, as long as the host has room; when one is taken, the newest that are away start to come back: as many as fit, and always one, which is under way while the region before it runs backwards.
 /// Used by one thread.
 /// </summary>
 public sealed class InputStash : IDisposable
@@ -46,7 +46,7 @@ public sealed class InputStash : IDisposable
     private readonly HostMemory _host;
     private readonly List<StashedInput> _entries = []; // oldest first; those away are a prefix
 
-    /// <param name="deviceBytes">Bytes that may wait on the device, 0 or more. What is on its way back counts; the one that is always brought back may exceed them.</param>
+    /// <param name="deviceBytes">Bytes that may wait on the device, 0 or more. What is on its way back counts; the one that is always brought back, and what the host has no room for, may exceed them.</param>
     /// <param name="host">Taken over.</param>
     public InputStash(long deviceBytes, HostMemory host)
     {
@@ -69,7 +69,7 @@ public sealed class InputStash : IDisposable
         foreach (StashedInput oldest in _entries)
         {
             if (BytesOnDevice <= _deviceBytes) break;
-            if (!oldest.IsAway) oldest.Leave(_host);
+            if (!oldest.IsAway && !oldest.TryLeave(_host)) break;
         }
         return entry;
     }
@@ -105,10 +105,12 @@ internal sealed class StashedInput(Tensor tensor, InputStash? stash) : IDisposab
     /// <summary>In host memory, and not yet on its way back.</summary>
     public bool IsAway => _copy is not null && !_returns;
 
-    public void Leave(HostMemory host)
+    /// <summary>False where the host has no room.</summary>
+    public bool TryLeave(HostMemory host)
     {
-        _copy = host.Store(_tensor!);
-        _tensor = null;
+        _copy = host.TryStore(_tensor!);
+        if (_copy is not null) _tensor = null;
+        return _copy is not null;
     }
 
     public void StartReturn()

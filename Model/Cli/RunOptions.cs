@@ -17,7 +17,9 @@ internal sealed class RunOptions
         "--checkpointing", "Keep only the input of every block (of every k-th), and compute the rest again in backward. [default: none]", "none|block[:k]", text => Recomputation.ParseBlocks(text) is not null, "use none, block, or block:k with k of 1 or more");
     private readonly Option<bool> _keepStates = new("--keep-states") { Description = "With --checkpointing: linear layers keep the state that entered the rank, so that computing them again sends nothing." };
     private readonly Option<string?> _checkpointMemory = OptionKinds.Parsed(
-        "--checkpoint-memory", "With --checkpointing: how much of the blocks' inputs stays on the device; the rest waits in host memory (cpu only). [default: all]", "SIZE", text => ByteSize.Parse(text) is not null, "give a size such as 16GiB or 500MB");
+        "--checkpoint-memory", "With --checkpointing: how much of the blocks' inputs stays on the device; the rest waits in host memory, copied beside the work. [default: all]", "SIZE", text => ByteSize.Parse(text) is not null, "give a size such as 16GiB or 500MB");
+    private readonly Option<string?> _pinnedMemory = OptionKinds.Parsed(
+        "--pinned-memory", "With --checkpoint-memory: most host memory of a rank for the blocks' inputs that wait there. [default: as much as they take]", "SIZE", text => ByteSize.Parse(text) is not null, "give a size such as 64GiB or 500MB");
     private readonly Option<long?> _mlpChunk = OptionKinds.Whole("--mlp-chunk", "Tokens of a rank whose feed-forward activations are there at once; 0: all. [default: 0]", "TOKENS", 0L);
     private readonly Option<int?> _zero = OptionKinds.Whole("--zero", "What all ranks divide among themselves: 1 optimizer states, 2 gradients too, 3 parameters too. [default: 0, nothing]", "0|1|2|3", 0);
     private readonly Option<int?> _bucket = OptionKinds.Whole("--bucket-mib", "MiB of gradients that one message sums, while backward goes on. [default: 32]", "M", 1);
@@ -26,7 +28,7 @@ internal sealed class RunOptions
 
     public void AddTo(Command command)
     {
-        foreach (Option option in new Option[] { _preset, _config, _sequenceLength, _batch, _layerPattern, _outputGate, _checkpointing, _keepStates, _checkpointMemory, _mlpChunk, _zero, _bucket }) command.Add(option);
+        foreach (Option option in new Option[] { _preset, _config, _sequenceLength, _batch, _layerPattern, _outputGate, _checkpointing, _keepStates, _checkpointMemory, _pinnedMemory, _mlpChunk, _zero, _bucket }) command.Add(option);
         Common.AddTo(command);
         command.Validators.Add(result =>
         {
@@ -69,6 +71,7 @@ internal sealed class RunOptions
         EveryBlock = Recomputation.ParseBlocks(parsed.GetValue(_checkpointing) ?? "none") ?? 0,
         KeepStates = parsed.GetValue(_keepStates),
         DeviceBytes = parsed.GetValue(_checkpointMemory) is { } size ? ByteSize.Parse(size) : null,
+        HostBytes = parsed.GetValue(_pinnedMemory) is { } host ? ByteSize.Parse(host) : null,
         MlpChunk = parsed.GetValue(_mlpChunk) ?? 0,
     };
 

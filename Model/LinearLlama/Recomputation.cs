@@ -21,6 +21,9 @@ public sealed record Recomputation
     /// <summary>Bytes of those blocks' inputs that wait for backward on the device, the rest in host memory. Null: all on the device.</summary>
     public long? DeviceBytes { get; init; }
 
+    /// <summary>Most bytes of host memory, per rank, for those that do not wait on the device; what it cannot hold waits there all the same. Null: as much as they take.</summary>
+    public long? HostBytes { get; init; }
+
     /// <summary>Tokens whose feed-forward activations are there at once, in forward and backward, of every block. 0: all of them, kept.</summary>
     public long MlpChunk { get; init; }
 
@@ -51,6 +54,8 @@ public sealed record Recomputation
         if (KeepStates && EveryBlock == 0) throw new LaspException("states are to be kept for blocks that are computed again, but none is; add --checkpointing block, or leave out --keep-states");
         if (DeviceBytes is not null && EveryBlock == 0) throw new LaspException("a part of the inputs of blocks that are computed again is to stay on the device, but none is; add --checkpointing block, or leave out --checkpoint-memory");
         if (DeviceBytes < 0) throw new LaspException($"{DeviceBytes} bytes of block inputs cannot stay on the device; use 0 or more");
+        if (HostBytes is not null && DeviceBytes is null) throw new LaspException("host memory for blocks' inputs is limited, but all of them stay on the device; add --checkpoint-memory, or leave out --pinned-memory");
+        if (HostBytes < 0) throw new LaspException($"{HostBytes} bytes of host memory cannot be; use 0 or more");
         if (MlpChunk < 0) throw new LaspException($"a feed-forward chunk of {MlpChunk} tokens cannot be; use 1 or more, or 0 for all at once");
     }
 

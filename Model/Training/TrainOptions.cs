@@ -70,7 +70,6 @@ public sealed record TrainOptions
         Recipe.Validate();
         Config.Validate();
         Recomputation.Validate();
-        if (Recomputation.DeviceBytes is not null && World.Device == DeviceKind.Cuda) throw new LaspException("inputs of blocks wait in host memory on --device cpu only; leave out --checkpoint-memory on cuda");
         if (!DType.IsFloat()) throw new LaspException($"a model cannot compute in {DType}; use fp32 or bf16");
         if (StopAfter < 1) throw new LaspException($"the run is to stop after step {StopAfter}; steps count from 1");
         if (CheckpointEvery < 0) throw new LaspException($"a checkpoint every {CheckpointEvery} steps is not possible; use 0 for one at the end only");

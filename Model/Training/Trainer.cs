@@ -34,7 +34,7 @@ internal sealed class Trainer : IDisposable
         _groupBatch = recipe.Batch / options.DataParallel;
         _sampler = _mesh.SpRank == SequenceScatter.Source ? SamplerOfGroup(_mesh.DpRank) : null;
         _model = new LinearLlamaModel(options.Config, rank.Device, options.DType, unchecked((ulong)options.Seed));
-        _inputs = options.Recomputation.DeviceBytes is { } bytes ? new InputStash(bytes, new CpuHostMemory()) : null;
+        _inputs = BlockInputs.Open(options, rank.Device, _groupBatch * new SequencePartition(recipe.SequenceLength, _mesh.SpSize).Length(_mesh.SpRank), line => listener?.Note(line));
         var sequence = new SequenceContext(Metered(_mesh.SequenceParallel), options.Strategy, options.SoftmaxStrategy, new SequencePartition(recipe.SequenceLength, _mesh.SpSize)) { Recomputation = options.Recomputation, Inputs = _inputs };
         ICommunicator world = Metered(_mesh.World);
         var adam = new AdamWOptions { Beta1 = recipe.Beta1, Beta2 = recipe.Beta2, WeightDecay = recipe.WeightDecay };

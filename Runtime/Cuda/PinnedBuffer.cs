@@ -10,17 +10,22 @@ public sealed class PinnedBuffer : IDisposable
 
     /// <summary>Allocates; this may synchronise the device, so it belongs at start-up, before the first collective.</summary>
     public PinnedBuffer(CudaContext context, long bytes)
+        : this(context, bytes, Allocate(context, bytes) ?? throw new LaspException($"the host has no {bytes / (1 << 20)} MiB of pinned memory left; ask for less or raise the memory limit (ulimit -l)")) { }
+
+    private PinnedBuffer(CudaContext context, long bytes, nint pointer) => (_context, Bytes, Pointer) = (context, bytes, pointer);
+
+    /// <summary>As the constructor; null where the host has no such memory left.</summary>
+    public static PinnedBuffer? TryAllocate(CudaContext context, long bytes) => Allocate(context, bytes) is { } pointer ? new PinnedBuffer(context, bytes, pointer) : null;
+
+    private static nint? Allocate(CudaContext context, long bytes)
     {
         ArgumentNullException.ThrowIfNull(context);
         ArgumentOutOfRangeException.ThrowIfNegativeOrZero(bytes);
         context.MakeCurrent();
         CUresult result = CudaDriver.cuMemHostAlloc(out nint pointer, (nuint)bytes, CudaDriver.CU_MEMHOSTALLOC_PORTABLE);
-        if (result == CUresult.CUDA_ERROR_OUT_OF_MEMORY)
-            throw new LaspException($"the host has no {bytes / (1 << 20)} MiB of pinned memory left; ask for less or raise the memory limit (ulimit -l)");
+        if (result == CUresult.CUDA_ERROR_OUT_OF_MEMORY) return null;
         result.Check("cuMemHostAlloc");
-        Pointer = pointer;
-        Bytes = bytes;
-        _context = context;
+        return pointer;
     }
 
     public nint Pointer { get; }

@@ -61,6 +61,21 @@ public sealed class InputStashTests : IDisposable
         Assert.Equal(0, host.Bytes);
     }
 
+    /// <summary>Where the host has no more room, the others stay on the device and everything comes back all the same.</summary>
+    [Fact]
+    public void A_full_host_leaves_the_newer_on_the_device()
+    {
+        var host = new CpuHostMemory(most: 4 * Width * 2);
+        using var stash = new InputStash(100, host);
+        StashedInput[] inputs = [.. Enumerable.Range(0, 5).Select(i => stash.Keep(Values(i)))];
+        Assert.Equal((200, 300), (host.Bytes, stash.BytesOnDevice));
+        for (int i = 4; i >= 0; i--)
+        {
+            using Tensor taken = inputs[i].Take();
+            Assert.Equal(Enumerable.Range(i, Width).Select(v => (double)v), taken.ToDoubles());
+        }
+    }
+
     [Fact]
     public void A_tape_that_never_runs_backwards_empties_the_stash()
     {
@@ -86,11 +101,11 @@ public sealed class InputStashTests : IDisposable
     {
         private readonly CpuHostMemory _memory = new();
 
-        public override HostCopy Store(Tensor tensor)
+        public override HostCopy? TryStore(Tensor tensor)
         {
             string name = $"{tensor.ToArray<float>()[0]}";
             log.Add($"out {name}");
-            return new LoggedCopy(_memory.Store(tensor), name, log);
+            return new LoggedCopy(_memory.TryStore(tensor)!, name, log);
         }
 
         protected override void Dispose(bool disposing) => _memory.Dispose();

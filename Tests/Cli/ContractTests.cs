@@ -74,6 +74,7 @@ public sealed class ContractTests : IDisposable
     [InlineData("train --data . --tokenizer bpe.json", "tokenizer 'bpe.json' is not available; use bytes")]
     [InlineData("train --data . --dp 3", "a batch of 8 cannot be divided among 3 data-parallel groups; make --batch a multiple of --dp")]
     [InlineData("train --data . --checkpoint-memory 1GiB", "add --checkpointing block, or leave out --checkpoint-memory")]
+    [InlineData("train --data . --checkpointing block --pinned-memory 1GiB", "add --checkpoint-memory, or leave out --pinned-memory")]
     [InlineData("train --data . --keep-states", "add --checkpointing block, or leave out --keep-states")]
     [InlineData("train --data . --layer-pattern LLX", "layer pattern 'LLX'")]
     [InlineData("train --data . --layer-pattern LLLLN", "names 5 layers but the model has 4")]
