@@ -5,13 +5,14 @@ using BenchmarkDotNet.Toolchains.InProcess.Emit;
 using LaspNative.Perf;
 using LaspNative.Runtime;
 
-// Measurements and kernel budgets: Perf host | gpu | kernels --check | kernels --write
+// Measurements and kernel budgets: Perf host | gpu | step | kernels --check | kernels --write
 try
 {
     return args switch
     {
         ["host", .. string[] rest] => Host(rest),
         ["gpu", .. string[] rest] => Gpu(rest),
+        ["step", .. string[] rest] => StepCommand.Run(rest, Console.Error),
         ["kernels", .. string[] rest] => KernelCheck.Run(rest),
         _ => Usage(),
     };
@@ -42,6 +43,6 @@ static int Gpu(string[] rest)
 
 static int Usage()
 {
-    Console.Error.WriteLine($"usage: host [BenchmarkDotNet options] | {HarnessOptions.Usage} | kernels --check | kernels --write");
+    Console.Error.WriteLine($"usage: host [BenchmarkDotNet options] | {HarnessOptions.Usage} | step --help | kernels --check | kernels --write");
     return 2;
 }

@@ -46,7 +46,7 @@ internal sealed class TrainingProgress(Terminal terminal, TrainOptions options, 
         _last = record;
         _tokensPerSecond.Add(record.TokensPerSecond);
         int width = Text($"{options.Recipe.Steps}").Length;
-        string wait = _ranks > 1 && record.ExposedCommunication is { } share ? Text($"  waiting {share,6:0.0%}") : "";
+        string wait = _ranks > 1 ? Text($"  waiting {record.ExposedCommunication,6:0.0%}") : "";
         terminal.Note(Text($"step {record.Step.ToString(CultureInfo.InvariantCulture).PadLeft(width)}/{options.Recipe.Steps}  loss {record.Loss:0.0000}  norm {record.GradientNorm:0.000}  lr {record.LearningRate:0.00e+00}  {record.TokensPerSecond,7:0} tok/s{Speed(record)}  peak {Bytes(record.PeakMemoryBytes)}{wait}"));
     }
 

@@ -9,7 +9,7 @@ namespace LaspNative.Model;
 /// <param name="GradientNorm">Global norm before clipping.</param>
 /// <param name="ModelTeraFlops">Of the model's formula (<see cref="LinearLlamaConfig.FlopsPerToken"/>), per second, over all ranks.</param>
 /// <param name="PeakMemoryBytes">Most bytes that rank 0's device held at once since the run's start.</param>
-/// <param name="ExposedCommunication">Share of the step that rank 0 spent waiting for messages; null where the host cannot see it.</param>
+/// <param name="ExposedCommunication">Share of the step in which rank 0 stood waiting for messages: its thread, or on a GPU its compute stream.</param>
 public sealed record StepRecord(
     [property: JsonPropertyName("step")] long Step,
     [property: JsonPropertyName("loss")] double Loss,
@@ -18,7 +18,7 @@ public sealed record StepRecord(
     [property: JsonPropertyName("tokens_per_second")] double TokensPerSecond,
     [property: JsonPropertyName("model_tflops")] double ModelTeraFlops,
     [property: JsonPropertyName("peak_memory_bytes")] long PeakMemoryBytes,
-    [property: JsonPropertyName("exposed_communication")] double? ExposedCommunication,
+    [property: JsonPropertyName("exposed_communication")] double ExposedCommunication,
     [property: JsonPropertyName("seconds")] double Seconds)
 {
     /// <summary>One line of JSON.</summary>

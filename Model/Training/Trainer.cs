@@ -19,7 +19,7 @@ internal sealed class Trainer : IDisposable
     private readonly BatchSampler? _sampler;
     private readonly LearningRateSchedule _schedule;
     private readonly ProcessMesh _mesh;
-    private readonly List<WaitMeter> _meters = [];
+    private readonly WaitAccount _waits;
     private readonly LinearLlamaModel _model;
     private readonly ModelReplica _replica;
     private readonly InputStash? _inputs;
@@ -30,13 +30,14 @@ internal sealed class Trainer : IDisposable
         (_options, _stream, _rank, _listener, _probe) = (options, stream, rank, listener, probe);
         TrainingRecipe recipe = options.Recipe;
         _schedule = new LearningRateSchedule(recipe);
+        _waits = WaitAccount.For(rank.Device);
         _mesh = new ProcessMesh(rank.World, options.DataParallel, rank.Size / options.DataParallel);
         _groupBatch = recipe.Batch / options.DataParallel;
         _sampler = _mesh.SpRank == SequenceScatter.Source ? SamplerOfGroup(_mesh.DpRank) : null;
         _model = new LinearLlamaModel(options.Config, rank.Device, options.DType, unchecked((ulong)options.Seed));
         _inputs = BlockInputs.Open(options, rank.Device, _groupBatch * new SequencePartition(recipe.SequenceLength, _mesh.SpSize).Length(_mesh.SpRank), line => listener?.Note(line));
-        var sequence = new SequenceContext(Metered(_mesh.SequenceParallel), options.Strategy, options.SoftmaxStrategy, new SequencePartition(recipe.SequenceLength, _mesh.SpSize)) { Recomputation = options.Recomputation, Inputs = _inputs };
-        ICommunicator world = Metered(_mesh.World);
+        var sequence = new SequenceContext(new WaitMeter(_mesh.SequenceParallel, _waits), options.Strategy, options.SoftmaxStrategy, new SequencePartition(recipe.SequenceLength, _mesh.SpSize)) { Recomputation = options.Recomputation, Inputs = _inputs };
+        var world = new WaitMeter(_mesh.World, _waits);
         var adam = new AdamWOptions { Beta1 = recipe.Beta1, Beta2 = recipe.Beta2, WeightDecay = recipe.WeightDecay };
         _replica = new ModelReplica(_model, world, adam, options.Zero, options.BucketBytes);
         _step = new GlobalStep(_model, world, sequence, _replica.Gradients);
@@ -48,15 +49,6 @@ internal sealed class Trainer : IDisposable
         int vocabulary = Tokenizer.Parse(_options.Tokenizer).VocabularySize;
         TokenMasking? masking = _options.Config.IsDecoder ? null : new TokenMasking(seed, _options.Config.MaskTokenId!.Value, vocabulary);
         return new BatchSampler(_stream, seed, _groupBatch, _options.Recipe.SequenceLength, first: group * _groupBatch, masking);
-    }
-
-    /// <summary>The communicator, with its waits measured where they block: on the CPU.</summary>
-    private ICommunicator Metered(ICommunicator communicator)
-    {
-        if (_rank.Device.Kind != DeviceKind.Cpu) return communicator;
-        var meter = new WaitMeter(communicator);
-        _meters.Add(meter);
-        return meter;
     }
 
     /// <summary>Trains to the last step or until cancelled, and leaves a checkpoint.</summary>
@@ -89,6 +81,7 @@ internal sealed class Trainer : IDisposable
         double squaredNorm = _replica.SquaredNorm();
         double rate = _schedule[step];
         _replica.Update(rate, GradientClipping.Factor(squaredNorm, _options.Recipe.ClipNorm));
+        _waits.EndStep();
         double seconds = Stopwatch.GetElapsedTime(start).TotalSeconds;
         double tokensPerSecond = _options.Recipe.Batch * _options.Recipe.SequenceLength / seconds;
         var record = new StepRecord(
@@ -99,7 +92,7 @@ internal sealed class Trainer : IDisposable
             tokensPerSecond,
             tokensPerSecond * _options.Config.FlopsPerToken(_options.Recipe.SequenceLength) / 1e12,
             _rank.Device.Memory.Peak,
-            _meters.Count > 0 ? _meters.Sum(m => m.TakeWaited().TotalSeconds) / seconds : null,
+            _waits.TakeStep().TotalSeconds / seconds,
             seconds);
         return (record, cancelled);
     }
@@ -153,5 +146,6 @@ internal sealed class Trainer : IDisposable
         _inputs?.Dispose();
         _model.Dispose();
         _mesh.Dispose();
+        _waits.Dispose();
     }
 }

@@ -1,17 +1,11 @@
-using System.Diagnostics;
 using LaspNative.Collectives;
 using LaspNative.Runtime;
 
 namespace LaspNative.Model;
 
-/// <summary>
-/// A communicator that measures how long its caller stands still for messages. It tells something where Wait blocks, on the CPU;
-/// on a GPU it orders streams and the host sees nothing. The group beneath stays its owner's.
-/// </summary>
-internal sealed class WaitMeter(ICommunicator group) : ICommunicator
+/// <summary>A group whose waits go on a rank's account. The group beneath stays its owner's.</summary>
+internal sealed class WaitMeter(ICommunicator group, WaitAccount account) : ICommunicator
 {
-    private long _ticks;
-
     public int Rank => group.Rank;
 
     public int Size => group.Size;
@@ -20,54 +14,41 @@ internal sealed class WaitMeter(ICommunicator group) : ICommunicator
 
     public CommunicationCounters Counters => group.Counters;
 
-    /// <summary>Time spent waiting since the last call of this method.</summary>
-    public TimeSpan TakeWaited()
-    {
-        TimeSpan waited = Stopwatch.GetElapsedTime(0, _ticks);
-        _ticks = 0;
-        return waited;
-    }
-
-    public CommunicationWork AllGather(Tensor source, Tensor destination) => new MeteredWork(this, group.AllGather(source, destination));
+    public CommunicationWork AllGather(Tensor source, Tensor destination) => Metered(group.AllGather(source, destination));
 
     public CommunicationWork AllGather(Tensor source, Tensor destination, ReadOnlySpan<long> counts) =>
-        new MeteredWork(this, group.AllGather(source, destination, counts));
+        Metered(group.AllGather(source, destination, counts));
 
-    public CommunicationWork AllReduce(Tensor tensor) => new MeteredWork(this, group.AllReduce(tensor));
+    public CommunicationWork AllReduce(Tensor tensor) => Metered(group.AllReduce(tensor));
 
-    public CommunicationWork ReduceScatter(Tensor source, Tensor destination) => new MeteredWork(this, group.ReduceScatter(source, destination));
+    public CommunicationWork ReduceScatter(Tensor source, Tensor destination) => Metered(group.ReduceScatter(source, destination));
 
     public CommunicationWork ReduceScatter(Tensor source, Tensor destination, ReadOnlySpan<long> counts) =>
-        new MeteredWork(this, group.ReduceScatter(source, destination, counts));
+        Metered(group.ReduceScatter(source, destination, counts));
 
-    public CommunicationWork Broadcast(Tensor tensor, int root) => new MeteredWork(this, group.Broadcast(tensor, root));
+    public CommunicationWork Broadcast(Tensor tensor, int root) => Metered(group.Broadcast(tensor, root));
 
-    public CommunicationWork AllToAll(Tensor source, Tensor destination) => new MeteredWork(this, group.AllToAll(source, destination));
+    public CommunicationWork AllToAll(Tensor source, Tensor destination) => Metered(group.AllToAll(source, destination));
 
     public CommunicationWork AllToAll(Tensor source, ReadOnlySpan<long> sendCounts, Tensor destination, ReadOnlySpan<long> receiveCounts) =>
-        new MeteredWork(this, group.AllToAll(source, sendCounts, destination, receiveCounts));
+        Metered(group.AllToAll(source, sendCounts, destination, receiveCounts));
 
-    public CommunicationWork Send(Tensor source, int peer) => new MeteredWork(this, group.Send(source, peer));
+    public CommunicationWork Send(Tensor source, int peer) => Metered(group.Send(source, peer));
 
-    public CommunicationWork Receive(Tensor destination, int peer) => new MeteredWork(this, group.Receive(destination, peer));
+    public CommunicationWork Receive(Tensor destination, int peer) => Metered(group.Receive(destination, peer));
 
-    public CommunicationWork SendReceive(Tensor source, int to, Tensor destination, int from) => new MeteredWork(this, group.SendReceive(source, to, destination, from));
+    public CommunicationWork SendReceive(Tensor source, int to, Tensor destination, int from) => Metered(group.SendReceive(source, to, destination, from));
 
     public ICommunicator? Split(ReadOnlySpan<int> ranks) => group.Split(ranks);
 
-    public void Barrier() => Measure(group.Barrier);
-
-    private void Measure(Action wait)
-    {
-        long start = Stopwatch.GetTimestamp();
-        wait();
-        _ticks += Stopwatch.GetTimestamp() - start;
-    }
+    public void Barrier() => account.MeasureBarrier(group);
 
     public void Dispose() { }
 
-    private sealed class MeteredWork(WaitMeter meter, CommunicationWork work) : CommunicationWork
+    private CommunicationWork Metered(CommunicationWork work) => work == CommunicationWork.Done ? work : new Work(account, work);
+
+    private sealed class Work(WaitAccount account, CommunicationWork work) : CommunicationWork
     {
-        public override void Wait() => meter.Measure(work.Wait);
+        public override void Wait() => account.Measure(work);
     }
 }

@@ -20,7 +20,7 @@ internal sealed class GpuHarness(HarnessOptions options, TextWriter text)
         PerformanceRecord? before = options.Compare is null ? null : PerformanceRecord.Read(options.Compare);
         // Held open to the end: the GPU's context lives as long as one device of it.
         using var device = (CudaDevice)Device.Open("cuda:0");
-        (double copy, double gemm) = Ceilings(device);
+        (double copy, double gemm) = Ceilings.Of(device);
         var record = new PerformanceRecord(PerformanceRecord.DescribeMachine(), PerformanceRecord.DescribeCommit(), PerformanceRecord.Today(), copy, gemm, _rows);
         _table.Head(record);
         foreach (Problem problem in Suite.Problems(options.LengthsOrDefault([8192, 32_768, 131_072])))
@@ -33,17 +33,6 @@ internal sealed class GpuHarness(HarnessOptions options, TextWriter text)
         if (before is not null) _table.Comparison(record, before);
         _table.Summary(record);
         return _rows.TrueForAll(r => r.Fault is null);
-    }
-
-    private static (double CopyGigabytesPerSecond, double GemmTeraflops) Ceilings(CudaDevice device)
-    {
-        const long Bytes = 1L << 30, N = 8192;
-        using var clock = new GpuClock(device);
-        using Tensor source = RandomTensors.Normal(device, [Bytes / 2], 1), destination = Tensor.Empty([Bytes / 2], DType.BF16, device);
-        double copy = clock.Time(_ => device.Copy(source.Pointer, destination.Pointer, Bytes)).Median;
-        using Tensor a = RandomTensors.Normal(device, [N, N], 2), b = RandomTensors.Normal(device, [N, N], 3), c = Tensor.Empty([N, N], DType.BF16, device);
-        double gemm = clock.Time(_ => device.Backend.Gemm(a, false, b, true, 1, 0, c)).Median;
-        return (2 * Bytes / copy / 1e6, 2.0 * N * N * N / gemm / 1e9);
     }
 
     /// <summary>One problem on a device of its own.</summary>

@@ -32,6 +32,14 @@ internal sealed record Measurement(string Name, string Shape)
 
     public IReadOnlyList<KernelShare> Kernels { get; init; } = [];
 
+    /// <summary>Of a training step: the families of kernels, the waiting and the rest, in the step of <see cref="ProfiledMilliseconds"/>.</summary>
+    public IReadOnlyList<KernelShare> Families { get; init; } = [];
+
+    public double ProfiledMilliseconds { get; init; }
+
+    /// <summary>What all of it took, with what came before the first step.</summary>
+    public double Seconds { get; init; }
+
     /// <summary>The figure in a unit; the time itself in milliseconds.</summary>
     public double? Figure(string unit) => Fault is not null ? null : unit == Units.Milliseconds ? Milliseconds : Figures.TryGetValue(unit, out double value) ? value : null;
 }
@@ -47,8 +55,9 @@ internal sealed record PerformanceRecord(string Machine, string Commit, string D
     };
 
     /// <summary>GPUs, driver and compiler of this machine in one line.</summary>
-    public static string DescribeMachine()
+    public static string DescribeMachine(DeviceKind kind = DeviceKind.Cuda)
     {
+        if (kind == DeviceKind.Cpu) return $"CPU, {Environment.ProcessorCount} cores";
         SystemReport system = SystemProbe.Run();
         GpuReport gpu = system.Gpus[0];
         return $"{system.Gpus.Count} x {gpu.Name}, {gpu.MultiprocessorCount} SMs, {gpu.MemoryBytes >> 30} GiB, driver {system.DriverRelease}, NVRTC {system.Nvrtc.Version}";

@@ -1,3 +1,5 @@
+using LaspNative.Runtime;
+
 namespace LaspNative.Perf;
 
 /// <summary>What figures are told in.</summary>
@@ -27,6 +29,43 @@ internal static class Units
 
     /// <summary>Time over that of the lasp2 strategy on the same inputs.</summary>
     public const string TimesLasp2 = "x lasp2";
+
+    /// <summary>Of one step, over all ranks.</summary>
+    public const string Tokens = "tokens";
+
+    public const string TokensPerSecond = "tokens/s";
+
+    /// <summary>Model FLOPs per second as a share of what a large bf16 product reaches in the same run (on all GPUs).</summary>
+    public const string GemmPercent = "% of GEMM";
+
+    /// <summary>The same as a share of the data sheet's peak.</summary>
+    public const string PeakPercent = "% of data sheet";
+
+    /// <summary>Most bytes that tensors of one rank held at once in a step.</summary>
+    public const string PeakGibibytes = "GiB peak";
+
+    /// <summary>Bytes that the driver holds for one rank.</summary>
+    public const string ReservedGibibytes = "GiB reserved";
+
+    /// <summary>Per step and rank.</summary>
+    public const string SentMebibytes = "MiB sent";
+
+    /// <summary>Kernels and matrix products per step.</summary>
+    public const string Launches = "launches";
+
+    /// <summary>Managed memory that a step allocates on its rank's thread.</summary>
+    public const string ManagedKibibytes = "KiB managed";
+
+    public const string FirstLoss = "first loss";
+
+    /// <summary>Tokens per second over W times those of one rank with the same number of tokens per rank.</summary>
+    public const string WeakScalingPercent = "% weak scaling";
+
+    /// <summary>Peak memory of a rank over that of the same work per rank on one rank alone.</summary>
+    public const string MemoryOfOneRank = "x memory of one rank";
+
+    /// <summary>What a category held when the rank's memory was at its peak.</summary>
+    public static string GibibytesOf(MemoryCategory category) => $"GiB {category.ToString().ToLowerInvariant()}";
 }
 
 /// <summary>One figure that a row must reach.</summary>
@@ -69,6 +108,11 @@ internal static class Targets
         .. Strategies(65_536),
         .. Strategies(262_144),
         new("lasp2 layer fwd+bwd N=32768 W=2", Units.ExposedPercent, 5),
+        .. Step("step linear-llama3-1b N=8192 W=1", 58_000, 62_000, gibibytes: null),
+        .. Step("step linear-llama3-1b N=32768 W=1", 66_000, 71_000, 54),
+        .. Step("step linear-llama3-1b N=131072 W=1 checkpointing=block", 54_000, 58_000, 42),
+        new("step linear-llama3-1b N=65536 W=2 lasp2", Units.WeakScalingPercent, 97.5, AtLeast: true),
+        new("step linear-llama3-1b N=65536 W=2 lasp2", Units.MemoryOfOneRank, 1.01),
     ];
 
     /// <summary>Elementwise ops all must reach the same, whatever their names.</summary>
@@ -87,6 +131,14 @@ internal static class Targets
             new($"ring {what} N={tokens} W=2", Units.TimesLasp2, 1, AtLeast: true),
             new($"lasp1 {what} N={tokens} W=2", Units.TimesLasp2, 0.99, AtLeast: true),
         ]);
+
+    /// <summary>What a training step must reach, and what it should.</summary>
+    private static IEnumerable<Target> Step(string row, double must, double should, double? gibibytes)
+    {
+        yield return new Target(row, Units.TokensPerSecond, must, AtLeast: true);
+        yield return new Target(row, Units.TokensPerSecond, should, AtLeast: true);
+        if (gibibytes is { } most) yield return new Target(row, Units.PeakGibibytes, most);
+    }
 
     private static IEnumerable<Target> Softmax(int tokens, string heads) =>
         ((string[])["fwd", "fwd+bwd"]).Select(what => new Target($"softmax {what} N={tokens} {heads}", Units.PeerPercent, 55, AtLeast: true));

@@ -27,6 +27,7 @@ public sealed class MemoryLedger
     private readonly Lock _lock = new();
     private readonly long[] _current = new long[s_categories];
     private readonly long[] _peak = new long[s_categories];
+    private readonly long[] _atPeak = new long[s_categories];
     private readonly Dictionary<long, (long Bytes, MemoryCategory Category, StackTrace Site)>? _sites;
     private long _total;
     private long _totalPeak;
@@ -54,11 +55,15 @@ public sealed class MemoryLedger
     /// <summary>The category's own peak; the categories' peaks need not fall together, so they may sum to more than <see cref="Peak"/>.</summary>
     public long PeakOf(MemoryCategory category) { lock (_lock) return _peak[(int)category]; }
 
+    /// <summary>What the category held when <see cref="Peak"/> was reached (first): the categories sum to it.</summary>
+    public long AtPeakOf(MemoryCategory category) { lock (_lock) return _atPeak[(int)category]; }
+
     public void ResetPeak()
     {
         lock (_lock)
         {
             _current.CopyTo(_peak, 0);
+            _current.CopyTo(_atPeak, 0);
             _totalPeak = _total;
         }
     }
@@ -72,7 +77,11 @@ public sealed class MemoryLedger
             _total += bytes;
             _live++;
             _peak[c] = Math.Max(_peak[c], _current[c]);
-            _totalPeak = Math.Max(_totalPeak, _total);
+            if (_total > _totalPeak)
+            {
+                _totalPeak = _total;
+                _current.CopyTo(_atPeak, 0);
+            }
             long id = ++_nextId;
             _sites?.Add(id, (bytes, category, new StackTrace(2, fNeedFileInfo: true)));
             return new AllocationTicket(id, bytes, category);

@@ -22,6 +22,20 @@ public class MemoryLedgerTests
     }
 
     [Fact]
+    public void What_the_categories_held_at_the_peak_sums_to_it()
+    {
+        var ledger = new MemoryLedger(traceSites: false);
+        ledger.Remove(ledger.Add(50, MemoryCategory.States));
+        ledger.Add(30, MemoryCategory.Gradients);
+        AllocationTicket last = ledger.Add(40, MemoryCategory.Workspace);
+        Assert.Equal((70, 50), (ledger.Peak, ledger.PeakOf(MemoryCategory.States)));
+        Assert.Equal((0, 30, 40), (ledger.AtPeakOf(MemoryCategory.States), ledger.AtPeakOf(MemoryCategory.Gradients), ledger.AtPeakOf(MemoryCategory.Workspace)));
+        ledger.Remove(last);
+        ledger.ResetPeak();
+        Assert.Equal((30, 30, 0), (ledger.Peak, ledger.AtPeakOf(MemoryCategory.Gradients), ledger.AtPeakOf(MemoryCategory.Workspace)));
+    }
+
+    [Fact]
     public void A_leak_is_named_by_where_it_was_allocated()
     {
         var ledger = new MemoryLedger(traceSites: true);

@@ -1,0 +1,113 @@
+using System.Diagnostics;
+using LaspNative.Collectives;
+using LaspNative.Runtime;
+using LaspNative.Runtime.Cuda;
+
+namespace LaspNative.Model;
+
+/// <summary>
+/// How long a rank stands still for messages, step by step: its thread on the CPU; on a GPU its compute stream, between events, so that the host waits for nothing.
+/// A step's account is closed when all of it is queued and may be read any number of steps later.
+/// </summary>
+internal abstract class WaitAccount : IDisposable
+{
+    public static WaitAccount For(Device device) => device is CudaDevice gpu ? new OfStream(gpu) : new OfThread();
+
+    /// <summary>Waits for the work, on the step's account.</summary>
+    public abstract void Measure(CommunicationWork work);
+
+    /// <summary>Waits for all ranks, on the step's account where that is the thread's.</summary>
+    public abstract void MeasureBarrier(ICommunicator group);
+
+    /// <summary>What comes now belongs to the next step.</summary>
+    public abstract void EndStep();
+
+    /// <summary>The oldest step that has ended and was not taken. On a GPU it waits until the step's last message has come: take a step when something behind it is known to have run.</summary>
+    public abstract TimeSpan TakeStep();
+
+    public virtual void Dispose() { }
+
+    private sealed class OfThread : WaitAccount
+    {
+        private readonly Queue<long> _ended = [];
+        private long _ticks;
+
+        public override void Measure(CommunicationWork work)
+        {
+            long start = Stopwatch.GetTimestamp();
+            work.Wait();
+            _ticks += Stopwatch.GetTimestamp() - start;
+        }
+
+        public override void MeasureBarrier(ICommunicator group)
+        {
+            long start = Stopwatch.GetTimestamp();
+            group.Barrier();
+            _ticks += Stopwatch.GetTimestamp() - start;
+        }
+
+        public override void EndStep()
+        {
+            _ended.Enqueue(_ticks);
+            _ticks = 0;
+        }
+
+        public override TimeSpan TakeStep() => Stopwatch.GetElapsedTime(0, _ended.Dequeue());
+    }
+
+    private sealed class OfStream(CudaDevice device) : WaitAccount
+    {
+        private readonly Queue<List<(CudaEvent Start, CudaEvent End)>> _ended = [];
+        private readonly Stack<CudaEvent> _idle = [];
+        private readonly Stack<List<(CudaEvent Start, CudaEvent End)>> _idleLists = [];
+        private List<(CudaEvent Start, CudaEvent End)> _waits = [];
+
+        public override void Measure(CommunicationWork work)
+        {
+            CudaEvent start = Mark();
+            work.Wait();
+            _waits.Add((start, Mark()));
+        }
+
+        public override void MeasureBarrier(ICommunicator group) => group.Barrier();
+
+        public override void EndStep()
+        {
+            _ended.Enqueue(_waits);
+            _waits = _idleLists.TryPop(out List<(CudaEvent Start, CudaEvent End)>? list) ? list : [];
+        }
+
+        public override TimeSpan TakeStep()
+        {
+            List<(CudaEvent Start, CudaEvent End)> waits = _ended.Dequeue();
+            double milliseconds = 0;
+            if (waits.Count > 0) waits[^1].End.Synchronize();
+            foreach ((CudaEvent start, CudaEvent end) in waits)
+            {
+                milliseconds += CudaEvent.ElapsedMilliseconds(start, end);
+                _idle.Push(start);
+                _idle.Push(end);
+            }
+            waits.Clear();
+            _idleLists.Push(waits);
+            return TimeSpan.FromMilliseconds(milliseconds);
+        }
+
+        private CudaEvent Mark()
+        {
+            CudaEvent mark = _idle.TryPop(out CudaEvent? idle) ? idle : new CudaEvent(device.Context, timing: true);
+            mark.Record(device.Stream);
+            return mark;
+        }
+
+        public override void Dispose()
+        {
+            foreach ((CudaEvent start, CudaEvent end) in _ended.Append(_waits).SelectMany(w => w))
+            {
+                start.Dispose();
+                end.Dispose();
+            }
+            foreach (CudaEvent mark in _idle) mark.Dispose();
+        }
+    }
+}

@@ -1,0 +1,52 @@
+using LaspNative.Model;
+using LaspNative.Runtime;
+
+namespace LaspNative.Perf;
+
+/// <summary>What "step" was told beside its cases.</summary>
+/// <param name="Out">Where the record goes.</param>
+/// <param name="Compare">An earlier record.</param>
+/// <param name="Steps">Steps that are timed, after <paramref name="Warmup"/> others.</param>
+/// <param name="Breakdown">Whether one more step is profiled.</param>
+/// <param name="Limit">Time after which a case begins no further step.</param>
+internal sealed record StepHarnessOptions(string Out, string? Compare, int Steps, int Warmup, bool Breakdown, TimeSpan Limit)
+{
+    /// <summary>With the profiled one.</summary>
+    public int AllSteps => Warmup + Steps + (Breakdown ? 1 : 0);
+}
+
+/// <summary>One row: a model, and how it is trained.</summary>
+internal sealed record StepCase(string Model, TrainOptions Options)
+{
+    public int Ranks => Options.World.Ranks ?? 1;
+
+    public long Tokens => Options.Recipe.Batch * Options.Recipe.SequenceLength;
+
+    /// <summary>Says all that tells cases apart; records are compared, and targets found, by it.</summary>
+    public string Name => NameOf(Options.Recipe.SequenceLength, Ranks, Strategies);
+
+    /// <summary>The same model on one rank with this rank's share of the sequence.</summary>
+    public string NameOnOneRank => NameOf(Options.Recipe.SequenceLength / Ranks, 1, "");
+
+    /// <summary>The same work with lasp2.</summary>
+    public string NameWithLasp2 => NameOf(Options.Recipe.SequenceLength, Ranks, "lasp2");
+
+    private string NameOf(long tokens, int ranks, string strategies) => string.Join(' ', ((string[])[
+        $"step {Model}",
+        FormattableString.Invariant($"N={tokens}"),
+        Options.Recipe.Batch > 1 ? FormattableString.Invariant($"B={Options.Recipe.Batch}") : "",
+        FormattableString.Invariant($"W={ranks}"),
+        Options.DataParallel > 1 ? FormattableString.Invariant($"DP={Options.DataParallel}") : "",
+        Options.Config.OutputGate ? "gate" : "",
+        strategies,
+        Options.Recomputation == Recomputation.None ? "" : Options.Recomputation.ToString().Replace("checkpointing ", "checkpointing=", StringComparison.Ordinal),
+        Options.Zero == ZeroStage.None ? "" : FormattableString.Invariant($"zero={(int)Options.Zero}")]).Where(part => part.Length > 0));
+
+    private string Strategies => Ranks == 1 ? "" : string.Join('+', ((string?[])[
+        Options.Config.HasLayersOf(LayerType.LinearAttention) ? Options.Strategy.Name : null,
+        Options.Config.HasLayersOf(LayerType.FullAttention) ? Options.SoftmaxStrategy.Name : null]).OfType<string>());
+
+    public string Shape => $"{(Options.DType == DType.F32 ? "fp32" : "bf16")}, fp32 master weights and moments";
+
+    public double FlopsPerToken => Options.Config.FlopsPerToken(Options.Recipe.SequenceLength);
+}

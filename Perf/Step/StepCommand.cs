@@ -1,0 +1,76 @@
+using System.CommandLine;
+using LaspNative.Cli;
+using LaspNative.Model;
+using LaspNative.Runtime;
+
+namespace LaspNative.Perf;
+
+/// <summary>
+/// Perf step: training steps of a model on random tokens, timed. It takes the options of `lasp train` that say what is trained and how ranks divide it; a case is a few of them more, which go before
+/// those given for all cases:  step --preset linear-llama3-1b --batch 1 --breakdown --case "--seq-len 8192" --case "--seq-len 32768 --output-gate on"
+/// </summary>
+internal sealed class StepCommand
+{
+    private readonly RunOptions _run = new();
+    private readonly Option<string[]> _cases = new("--case") { Description = "Options of one case; may be repeated.", HelpName = "\"OPTIONS\"" };
+    private readonly Option<string?> _suite = OptionKinds.Choice("--suite", "Cases that are kept together: of one GPU, of two.", [.. StepSuites.Names]);
+    private readonly Option<int?> _steps = OptionKinds.Whole("--steps", "Steps that are timed. [default: 5]", "S", 1);
+    private readonly Option<int?> _warmup = OptionKinds.Whole("--warmup", "Steps before them. [default: 2]", "K", 0);
+    private readonly Option<bool> _breakdown = new("--breakdown") { Description = "One more step, with events around everything that the compute stream does. (cuda)" };
+    private readonly Option<double?> _limit = OptionKinds.Number("--limit", "Seconds of stepping after which a case takes no further step. [default: 60]", "X", 0);
+    private readonly Option<string?> _only = OptionKinds.Text("--only", "Run the cases whose names hold this.", "TEXT");
+    private readonly Option<string?> _compare = OptionKinds.Text("--compare", "An earlier record to put beside this one.", "FILE.json");
+
+    public static int Run(IReadOnlyList<string> arguments, TextWriter text)
+    {
+        var step = new StepCommand();
+        Command command = step.Command();
+        ParseResult parsed = command.Parse(arguments);
+        if (parsed.Errors.Count > 0) throw new LaspException($"step: {parsed.Errors[0].Message}");
+        if (parsed.Action is { } action && arguments.Any(a => a is "--help" or "-h")) return ((System.CommandLine.Invocation.SynchronousCommandLineAction)action).Invoke(parsed);
+        var harness = new StepHarness(step.Options(parsed), text);
+        return harness.Run([.. step.Cases(command, parsed, arguments)]) ? 0 : 1;
+    }
+
+    private Command Command()
+    {
+        var command = new RootCommand("Times training steps on random tokens.");
+        foreach (Option option in new Option[] { _cases, _suite, _steps, _warmup, _breakdown, _limit, _only, _compare }) command.Add(option);
+        _run.AddTo(command);
+        return command;
+    }
+
+    private StepHarnessOptions Options(ParseResult parsed) => new(
+        parsed.GetValue(_run.Common.Json) ?? "step-record.json",
+        parsed.GetValue(_compare),
+        parsed.GetValue(_steps) ?? 5,
+        parsed.GetValue(_warmup) ?? 2,
+        parsed.GetValue(_breakdown),
+        TimeSpan.FromSeconds(parsed.GetValue(_limit) ?? 60));
+
+    private IEnumerable<StepCase> Cases(Command command, ParseResult parsed, IReadOnlyList<string> arguments)
+    {
+        string[] lines = [.. parsed.GetValue(_suite) is { } suite ? StepSuites.Of(suite) : [], .. parsed.GetValue(_cases) ?? []];
+        string? only = parsed.GetValue(_only);
+        foreach (string line in lines.Length == 0 ? [""] : lines)
+        {
+            string[] own = line.Split(' ', StringSplitOptions.RemoveEmptyEntries);
+            ParseResult merged = command.Parse([.. Without(arguments, own), .. own]);
+            if (merged.Errors.Count > 0) throw new LaspException($"case \"{line}\": {merged.Errors[0].Message}");
+            (string model, TrainOptions options) = _run.Of(merged);
+            var made = new StepCase(model, options);
+            if (only is null || made.Name.Contains(only, StringComparison.Ordinal)) yield return made;
+        }
+    }
+
+    /// <summary>The arguments without the options, and their values, that a case gives itself.</summary>
+    private static IEnumerable<string> Without(IReadOnlyList<string> arguments, string[] own)
+    {
+        bool skips = false;
+        foreach (string argument in arguments)
+        {
+            if (argument.StartsWith("--", StringComparison.Ordinal)) skips = own.Contains(argument, StringComparer.Ordinal);
+            if (!skips) yield return argument;
+        }
+    }
+}

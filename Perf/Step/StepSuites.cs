@@ -1,0 +1,43 @@
+namespace LaspNative.Perf;
+
+/// <summary>Cases that are run together. Those of two GPUs take the half of themselves on one first, so that their scaling can be told.</summary>
+internal static class StepSuites
+{
+    private const string OneBillion = "--preset linear-llama3-1b --batch 1";
+    private const string LongCase = "--checkpointing block --mlp-chunk 32768";
+
+    public static IReadOnlyList<string> Names { get; } = ["one", "two", "ablation"];
+
+    public static IEnumerable<string> Of(string name) => name switch
+    {
+        "one" => One(),
+        "two" => Two(),
+        _ => Ablation(),
+    };
+
+    private static IEnumerable<string> One()
+    {
+        foreach (string gate in (string[])["off", "on"])
+        {
+            yield return $"{OneBillion} --output-gate {gate} --seq-len 8192";
+            yield return $"{OneBillion} --output-gate {gate} --seq-len 32768";
+            yield return $"{OneBillion} --output-gate {gate} --seq-len 131072 --checkpointing block";
+        }
+    }
+
+    /// <summary>Weak scaling, all strategies at two lengths, and the hybrid.</summary>
+    private static IEnumerable<string> Two()
+    {
+        yield return $"{OneBillion} --ranks 1 --seq-len 32768";
+        foreach (string strategy in (string[])["lasp2", "lasp1", "zeco", "ulysses", "ring"]) yield return $"{OneBillion} --ranks 2 --seq-len 65536 --strategy {strategy}";
+        yield return "--preset linear-llama3-1b-hybrid4 --batch 1 --ranks 2 --seq-len 65536";
+        yield return $"{OneBillion} --ranks 1 --seq-len 131072 {LongCase}";
+        foreach (string strategy in (string[])["lasp2", "lasp1", "zeco", "ulysses", "ring"]) yield return $"{OneBillion} --ranks 2 --seq-len 262144 --strategy {strategy} {LongCase}";
+    }
+
+    /// <summary>LASP's ablation (arXiv 2404.02882, section 4.4): whether the state that entered a rank is kept for backward.</summary>
+    private static IEnumerable<string> Ablation()
+    {
+        foreach (string keep in (string[])["", " --keep-states"]) yield return $"{OneBillion} --ranks 2 --seq-len 65536 --strategy lasp1 --checkpointing block{keep}";
+    }
+}
