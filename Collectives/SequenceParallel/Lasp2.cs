@@ -33,17 +33,32 @@ public sealed class Lasp2 : StatePassing
     internal override StateMessage Send(AttentionCall call, RankDecays decays, Tensor own, Tensor entering, bool reverse) =>
         new Message(call, decays, own, entering, reverse);
 
-    private sealed class Message(AttentionCall call, RankDecays decays, Tensor own, Tensor entering, bool reverse) : StateMessage
+    private sealed class Message : StateMessage
     {
-        private readonly StateGather _gather = new(call, own, decays.AreAllKnown ? null : decays.Own);
+        private readonly AttentionCall _call;
+        private readonly RankDecays _decays;
+        private readonly Tensor _entering;
+        private readonly bool _reverse;
+        private readonly StateGather _gather;
+
+        public Message(AttentionCall call, RankDecays decays, Tensor own, Tensor entering, bool reverse)
+        {
+            (_call, _decays, _entering, _reverse) = (call, decays, entering, reverse);
+            _gather = new StateGather(call, own, decays.AreAllKnown ? null : decays.Own);
+            // What needs no message is done while it travels.
+            if (Ranks == 0) call.Device.Backend.Fill(0, entering);
+            else if (decays.AreAllKnown) _ = decays.All;
+        }
+
+        /// <summary>How many ranks there are on the side that the state comes from.</summary>
+        private int Ranks => _reverse ? _call.Group.Size - 1 - _call.Group.Rank : _call.Group.Rank;
 
         public override void Wait()
         {
+            if (Ranks == 0 && _decays.AreAllKnown) return;
             Tensor states = _gather.Wait();
-            if (_gather.TakeFactors(decays.FactorShape) is { } factors) decays.Learn(factors);
-            (int rank, int size) = (call.Group.Rank, call.Group.Size);
-            if (reverse) call.Device.Backend.CombineStates(states, decays.All, first: size - 1, count: size - 1 - rank, step: -1, initial: null, entering);
-            else call.Device.Backend.CombineStates(states, decays.All, first: 0, count: rank, step: 1, initial: null, entering);
+            if (_gather.TakeFactors(_decays.FactorShape) is { } factors) _decays.Learn(factors);
+            if (Ranks > 0) _call.Device.Backend.CombineStates(states, _decays.All, first: _reverse ? _call.Group.Size - 1 : 0, Ranks, step: _reverse ? -1 : 1, initial: null, _entering);
         }
 
         public override void Dispose() => _gather.Dispose();

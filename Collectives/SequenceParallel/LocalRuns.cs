@@ -24,17 +24,20 @@ internal sealed class LocalRuns(AttentionCall call, SavedValue k, SavedValue v, 
 
     private IBackend Backend => call.Device.Backend;
 
-    /// <summary>M_t: the state that leaves the chunk when zero enters it. Zero when no document goes on.</summary>
+    /// <summary>
+    /// M_t: the state that leaves the chunk when zero enters it. Nobody reads it when no document goes on (it is finite all the same); the segments of the last run are found even so, since Forward needs
+    /// them and ranks that do the same work at the same time do not wait for one another.
+    /// </summary>
     public void State(Tensor state)
     {
-        if (_pieces is not [.., { IsLast: false } last])
+        if (_pieces is not [.., var last] || (last.IsLast && !IsCut(last)))
         {
             Backend.Fill(0, state);
             return;
         }
         using Piece piece = Cut(last);
         OwnState(piece, last, state);
-        if (last.IsFirst && piece.Initial is not null) Propagate(piece, piece.Initial, state, state);
+        if (last is { IsLast: false, IsFirst: true } && piece.Initial is not null) Propagate(piece, piece.Initial, state, state);
     }
 
     /// <summary>o, and the final states of the documents that end here (zeros for the others).</summary>
@@ -61,17 +64,17 @@ internal sealed class LocalRuns(AttentionCall call, SavedValue k, SavedValue v, 
         }
     }
 
-    /// <summary>dM_t: the gradient of the state that enters the chunk, from the chunk's own outputs and final state. Zero when no document came from before.</summary>
+    /// <summary>dM_t: the gradient of the state that enters the chunk, from the chunk's own outputs and final state. As with <see cref="State"/>, nobody reads it when no document came from before.</summary>
     public void BackwardState(Tensor q, Tensor dO, Tensor? dFinalState, Tensor dState)
     {
-        if (_pieces is not [{ IsFirst: false } first, ..])
+        if (_pieces is not [var first, ..] || (first.IsFirst && !IsCut(first)))
         {
             Backend.Fill(0, dState);
             return;
         }
         using Piece piece = Cut(first);
         OwnGradient(piece, first, q, dO, dState, Segments(_leaving, first));
-        if (!first.IsLast || dFinalState is null) return;
+        if (first.IsFirst || !first.IsLast || dFinalState is null) return;
         using Tensor dFinal = call.OfDocument(dFinalState, first);
         Propagate(piece, dFinal, dState, dState);
     }

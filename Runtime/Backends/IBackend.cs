@@ -183,7 +183,7 @@ public interface IBackend
     void RunDecay(Tensor? decay, long tokens, Tensor factor);
 
     /// <summary>
-    /// Horner's rule over the runs' pairs (A_j, M_j): P = initial (null: zero); for j = first, first + step, ... (count times): P = fma(A_j, P, M_j).
+    /// Horner's rule over the runs' pairs (A_j, M_j): P = initial (null: zero); for j = first, first + step, ... (count times): P = fma(A_j, P, M_j); of a factor of 0 nothing passes, not even an infinity.
     /// states [W, ...] with R rows of E elements each (usually [W, B,H,D,E], R = B*H*D); factors [W, ...] with F elements each, F a divisor of R: row r takes factor r / (R/F), so [W,B,H] is a factor
     /// per head and [W,B,H,D] one per channel. initial and destination have a state's size; destination may be initial. All of Acc; step is +1 or -1.
     /// The one kernel of every strategy, so that all give the same bits.

@@ -19,6 +19,7 @@ KERNEL run_decay(const float* decay, int per_token, int64 tokens, int64 columns,
 }
 
 // P = initial (null: zero); for j = first, first + step, ... (count times): P = fma(factors[j, g], P, states[j]); destination = P.
+// Of a factor of 0 nothing passes, not even an infinity: a document starts there, or the state has decayed to nothing.
 // states [W, elements], factors [W, groups], initial and destination [elements]; element i belongs to group g = i / (elements / groups): a head's D * E elements, or a channel's E.
 // Launch: one thread per element.
 KERNEL combine_states(
@@ -30,7 +31,8 @@ KERNEL combine_states(
     float p = initial ? initial[i] : 0.0f;
     for (int n = 0; n < count; ++n) {
         const int64 j = first + (int64)n * step;
-        p = fmaf(factors[j * groups + group], p, states[j * elements + i]);
+        const float factor = factors[j * groups + group], own = states[j * elements + i];
+        p = factor == 0.0f ? own : fmaf(factor, p, own);
     }
     destination[i] = p;
 }

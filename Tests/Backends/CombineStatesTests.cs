@@ -22,6 +22,30 @@ public class CombineStatesTests
         Check(device);
     }
 
+    [Fact]
+    public void Nothing_passes_a_factor_of_zero_on_the_CPU()
+    {
+        using Device device = Device.Open("cpu:2");
+        CheckReset(device);
+    }
+
+    [Fact]
+    [Trait("Category", "Gpu")]
+    public void Nothing_passes_a_factor_of_zero_on_the_GPU()
+    {
+        using Device device = Gpu.Open();
+        CheckReset(device);
+    }
+
+    private static void CheckReset(Device device)
+    {
+        using Tensor states = Tensor.FromSpan([float.PositiveInfinity, float.NaN, 1f, 2f], [2, 1, 1, 1, 2], device);
+        using Tensor factors = Tensor.FromSpan([0.5f, 0f], [2, 1, 1], device);
+        using Tensor result = Tensor.Empty([1, 1, 1, 2], DType.F32, device);
+        device.Backend.CombineStates(states, factors, first: 0, count: 2, step: 1, initial: null, result);
+        Assert.Equal([1f, 2f], result.ToArray<float>());
+    }
+
     private static void Check(Device device)
     {
         const int W = 8;

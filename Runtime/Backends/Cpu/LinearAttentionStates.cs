@@ -66,7 +66,11 @@ internal sealed unsafe partial class CpuBackend
             {
                 Vector512<A> p = entering is null ? Vector512<A>.Zero : Element.Load<A, A>(entering + offset + i, block - i);
                 for (int n = 0, j = first; n < count; n++, j += step)
-                    p = VectorMath.Fma(Vector512.Create(decays[(j * groups) + task]), p, Element.Load<A, A>(runs + (j * size) + offset + i, block - i));
+                {
+                    A factor = decays[(j * groups) + task];
+                    Vector512<A> own = Element.Load<A, A>(runs + (j * size) + offset + i, block - i);
+                    p = A.IsZero(factor) ? own : VectorMath.Fma(Vector512.Create(factor), p, own);
+                }
                 Element.Store(p, result + offset + i, block - i);
             }
         });
