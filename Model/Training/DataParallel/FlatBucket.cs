@@ -50,7 +50,10 @@ internal sealed class FlatBucket
         return start < end ? new FlatSegment(piece.Parameter, start - piece.Start, start - shard, end - start) : null;
     }
 
-    /// <summary>Cuts parameters, in the order given, into buckets of at most <paramref name="elements"/> where one parameter alone does not exceed it.</summary>
+    /// <summary>
+    /// Cuts parameters, in the order given, into buckets of at most <paramref name="elements"/> where one parameter alone does not exceed it. A parameter of a quarter of that or more has a bucket
+    /// to itself: its gradient is the message as it lies, and is copied nowhere.
+    /// </summary>
     public static IReadOnlyList<FlatBucket> Cut(IEnumerable<NamedParameter> parameters, long elements, int ranks)
     {
         var buckets = new List<FlatBucket>();
@@ -59,9 +62,11 @@ internal sealed class FlatBucket
         foreach (NamedParameter parameter in parameters)
         {
             long count = parameter.Variable.Shape.Count;
-            if (current.Count > 0 && filled + count > elements) Close();
+            bool alone = count >= (elements + 3) / 4;
+            if (current.Count > 0 && (alone || filled + count > elements)) Close();
             current.Add(parameter);
             filled += count;
+            if (alone) Close();
         }
         if (current.Count > 0) Close();
         return buckets;
