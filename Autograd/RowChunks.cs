@@ -4,15 +4,15 @@ namespace LaspNative.Autograd;
 
 /// <summary>
 /// y = region(x), where every row of y depends on its own row of x only: computed for a chunk of rows at a time, so that what the region makes on the way is there for one chunk only,
-/// in forward and again in backward. Saves x. The gradients of the region's parameters are summed chunk by chunk, in order.
+/// in forward and again in backward, where its output is not read (<see cref="RegionRun.Replay"/>). Saves x. The gradients of the region's parameters are summed chunk by chunk, in order.
 /// </summary>
 public sealed class RowChunks : Function
 {
-    private readonly Func<Variable, Variable> _region;
+    private readonly Func<Variable, RegionRun, Variable> _region;
     private readonly SavedValue _x;
     private readonly long _chunk;
 
-    private RowChunks(Func<Variable, Variable> region, Variable x, long chunk)
+    private RowChunks(Func<Variable, RegionRun, Variable> region, Variable x, long chunk)
     {
         (_region, _chunk) = (region, chunk);
         _x = Save(x);
@@ -23,7 +23,7 @@ public sealed class RowChunks : Function
     /// <param name="region">[rows, C] to [rows, C]. Everything else that it reads must be unchanged when backward runs it again.</param>
     /// <param name="run">In a replay y is left unwritten: it must be an output of the recomputed region (<see cref="Recompute"/>), which nobody reads.</param>
     /// <returns>[.., C].</returns>
-    public static Variable Apply(Variable x, long chunk, Func<Variable, Variable> region, RegionRun run = RegionRun.Forward)
+    public static Variable Apply(Variable x, long chunk, Func<Variable, RegionRun, Variable> region, RegionRun run = RegionRun.Forward)
     {
         ArgumentNullException.ThrowIfNull(x);
         ArgumentNullException.ThrowIfNull(region);
@@ -44,14 +44,14 @@ public sealed class RowChunks : Function
     }
 
     /// <summary>Writes the rows of y that belong to those of x. Returns the parameters that the region reads, also for no rows.</summary>
-    private static IReadOnlyList<Variable> Fill(Tensor x, Tensor y, long chunk, Func<Variable, Variable> region)
+    private static IReadOnlyList<Variable> Fill(Tensor x, Tensor y, long chunk, Func<Variable, RegionRun, Variable> region)
     {
         IReadOnlyList<Variable> parameters = [];
         foreach ((long start, long count) in Cut(x.Shape[0], chunk))
         {
             using Tape tape = Tape.WithoutGradients();
             Variable part = tape.Constant(x.Slice(start, count));
-            Copy(region(part).Value, y, start);
+            Copy(region(part, RegionRun.Forward).Value, y, start);
             parameters = tape.Parameters;
         }
         return parameters;
@@ -72,7 +72,7 @@ public sealed class RowChunks : Function
         {
             using var tape = new Tape();
             Variable part = tape.Enter(xRows.Slice(start, count), pass.Wants(0));
-            using Variable y = _region(part);
+            using Variable y = _region(part, RegionRun.Replay);
             using Tensor dy = dyRows.Slice(start, count);
             y.Backward(dy);
             if (dxRows is not null) Copy(part.Gradient!, dxRows, start);

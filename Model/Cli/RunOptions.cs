@@ -14,7 +14,7 @@ internal sealed class RunOptions
     private readonly Option<string?> _layerPattern = OptionKinds.Text("--layer-pattern", "Linear (L) and softmax (N) layers, repeated to the model's depth: LLLN is a 1/4 hybrid. [default: the model's]", "PATTERN");
     private readonly Option<string?> _outputGate = OptionKinds.Choice("--output-gate", "Whether linear layers multiply their output by a projected gate. [default: the model's]", "on", "off");
     private readonly Option<string?> _checkpointing = OptionKinds.Parsed(
-        "--checkpointing", "Keep only the input of every block (of every k-th), and compute the rest again in backward. [default: none]", "none|block[:k]", text => Recomputation.ParseBlocks(text) is not null, "use none, block, or block:k with k of 1 or more");
+        "--checkpointing", "Keep less and compute it again in backward: of the feed-forward parts (selective), or of every block (of every k-th), only the input. [default: none]", "none|selective|block[:k]", text => Recomputation.Parse(text) is not null, "use none, selective, block, or block:k with k of 1 or more");
     private readonly Option<bool> _keepStates = new("--keep-states") { Description = "With --checkpointing: linear layers keep the state that entered the rank, so that computing them again sends nothing." };
     private readonly Option<string?> _checkpointMemory = OptionKinds.Parsed(
         "--checkpoint-memory", "With --checkpointing: how much of the blocks' inputs stays on the device; the rest waits in host memory, copied beside the work. [default: all]", "SIZE", text => ByteSize.Parse(text) is not null, "give a size such as 16GiB or 500MB");
@@ -66,9 +66,8 @@ internal sealed class RunOptions
         });
     }
 
-    private Recomputation RecomputationOf(ParseResult parsed) => new()
+    private Recomputation RecomputationOf(ParseResult parsed) => (Recomputation.Parse(parsed.GetValue(_checkpointing) ?? "none") ?? Recomputation.None) with
     {
-        EveryBlock = Recomputation.ParseBlocks(parsed.GetValue(_checkpointing) ?? "none") ?? 0,
         KeepStates = parsed.GetValue(_keepStates),
         DeviceBytes = parsed.GetValue(_checkpointMemory) is { } size ? ByteSize.Parse(size) : null,
         HostBytes = parsed.GetValue(_pinnedMemory) is { } host ? ByteSize.Parse(host) : null,

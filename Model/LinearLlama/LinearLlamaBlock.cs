@@ -61,9 +61,8 @@ internal sealed class LinearLlamaBlock : IDisposable
 
     private Variable FeedForward(Variable normed, SequenceContext sequence)
     {
-        long chunk = sequence.Recomputation.MlpChunk;
-        return chunk > 0 && chunk < normed.Shape.Rows
-            ? RowChunks.Apply(normed, chunk, rows => FeedForward(rows, RegionRun.Forward), sequence.Run)
+        return sequence.Recomputation.FeedForwardChunk(normed.Shape.Rows) is { } chunk
+            ? RowChunks.Apply(normed, chunk, FeedForward, sequence.Run)
             : FeedForward(normed, sequence.Run);
     }
 

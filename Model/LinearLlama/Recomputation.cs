@@ -15,6 +15,9 @@ public sealed record Recomputation
     /// <summary>k: of blocks 0, k, 2k, ... only the input [B, C, hidden] is kept. 0: all of every block is kept.</summary>
     public int EveryBlock { get; init; }
 
+    /// <summary>Whether of every block's feed-forward part only its input is kept: the products of gate and up, 8 of the 14 hidden widths that a block of the papers' model keeps per token, are made again.</summary>
+    public bool FeedForward { get; init; }
+
     /// <summary>Whether the linear layers of those blocks keep the state that entered this rank (LASP's KV-state cache), so that computing them again sends nothing.</summary>
     public bool KeepStates { get; init; }
 
@@ -27,22 +30,27 @@ public sealed record Recomputation
     /// <summary>Tokens whose feed-forward activations are there at once, in forward and backward, of every block. 0: all of them, kept.</summary>
     public long MlpChunk { get; init; }
 
-    /// <summary>Which blocks, as the command line says it: none, block, block:k.</summary>
-    public string Blocks => EveryBlock switch
+    /// <summary>What is computed again, as the command line says it: none, selective (the feed-forward parts), block, block:k.</summary>
+    public string Kind => EveryBlock switch
     {
-        0 => "none",
+        0 => FeedForward ? "selective" : "none",
         1 => "block",
         _ => string.Create(CultureInfo.InvariantCulture, $"block:{EveryBlock}"),
     };
 
-    /// <summary>k of none, block or block:k; null for anything else.</summary>
-    public static int? ParseBlocks(string text)
+    /// <summary>none, selective, block or block:k; null for anything else.</summary>
+    public static Recomputation? Parse(string text)
     {
         ArgumentNullException.ThrowIfNull(text);
-        if (text == "none") return 0;
-        if (text == "block") return 1;
-        return text.StartsWith("block:", StringComparison.Ordinal) && int.TryParse(text.AsSpan(6), NumberStyles.None, CultureInfo.InvariantCulture, out int every) && every > 0 ? every : null;
+        if (text == "none") return None;
+        if (text == "selective") return new Recomputation { FeedForward = true };
+        if (text == "block") return new Recomputation { EveryBlock = 1 };
+        string? number = text.StartsWith("block:", StringComparison.Ordinal) ? text[6..] : null;
+        return int.TryParse(number, NumberStyles.None, CultureInfo.InvariantCulture, out int every) && every > 0 ? new Recomputation { EveryBlock = every } : null;
     }
+
+    /// <summary>Tokens of a chunk of the feed-forward part of this many, whose activations are made again; null: of all of them at once, and kept.</summary>
+    internal long? FeedForwardChunk(long tokens) => MlpChunk > 0 && MlpChunk < tokens ? MlpChunk : FeedForward ? Math.Max(1, tokens) : null;
 
     /// <summary>Whether this block is computed again.</summary>
     internal bool Covers(int layer) => EveryBlock > 0 && layer % EveryBlock == 0;
@@ -50,6 +58,7 @@ public sealed record Recomputation
     /// <summary>Throws a <see cref="LaspException"/> that names the first value that cannot be.</summary>
     public void Validate()
     {
+        if (FeedForward && EveryBlock > 0) throw new LaspException("blocks that are computed again hold their feed-forward parts; ask for one of the two");
         if (EveryBlock < 0) throw new LaspException($"every {EveryBlock}th block cannot be computed again; use 1 or more, or 0 for none");
         if (KeepStates && EveryBlock == 0) throw new LaspException("states are to be kept for blocks that are computed again, but none is; add --checkpointing block, or leave out --keep-states");
         if (DeviceBytes is not null && EveryBlock == 0) throw new LaspException("a part of the inputs of blocks that are computed again is to stay on the device, but none is; add --checkpointing block, or leave out --checkpoint-memory");
@@ -60,5 +69,5 @@ public sealed record Recomputation
     }
 
     public override string ToString() =>
-        $"checkpointing {Blocks}{(KeepStates ? " with kept states" : "")}{(MlpChunk > 0 ? string.Create(CultureInfo.InvariantCulture, $", feed-forward in chunks of {MlpChunk} tokens") : "")}";
+        $"checkpointing {Kind}{(KeepStates ? " with kept states" : "")}{(MlpChunk > 0 ? string.Create(CultureInfo.InvariantCulture, $", feed-forward in chunks of {MlpChunk} tokens") : "")}";
 }

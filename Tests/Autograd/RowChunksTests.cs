@@ -23,13 +23,13 @@ public sealed class RowChunksTests : IDisposable
     private (double[] Y, double[][] Gradients) Run(long? chunk, DType dtype)
     {
         using Variable x = Parameter(1, dtype, 2, Rows / 2, Width), up = Parameter(2, dtype, Wide, Width), down = Parameter(3, dtype, Width, Wide);
-        Variable Region(Variable rows)
+        Variable Region(Variable rows, RegionRun run)
         {
             using Variable wide = Linear.Apply(rows, up);
             using Variable activated = Silu.Apply(wide);
-            return Linear.Apply(activated, down);
+            return Linear.Apply(activated, down, run);
         }
-        using Variable y = chunk is null ? Region(x) : RowChunks.Apply(x, chunk.Value, Region);
+        using Variable y = chunk is null ? Region(x, RegionRun.Forward) : RowChunks.Apply(x, chunk.Value, Region);
         using Tensor dy = TestData.Tensor(TestData.Normal(Rows * Width, 4), [2, Rows / 2, Width], dtype, _device);
         y.Backward(dy);
         return (y.Value.ToDoubles(), [x.Gradient!.ToDoubles(), up.Gradient!.ToDoubles(), down.Gradient!.ToDoubles()]);
@@ -55,11 +55,11 @@ public sealed class RowChunksTests : IDisposable
     {
         const int rows = 64, wide = 1024;
         using Variable x = Parameter(1, DType.F32, rows, Width), up = Parameter(2, DType.F32, wide, Width), down = Parameter(3, DType.F32, Width, wide);
-        Variable Region(Variable part)
+        Variable Region(Variable part, RegionRun run)
         {
             using Variable hidden = Linear.Apply(part, up);
             using Variable activated = Silu.Apply(hidden);
-            return Linear.Apply(activated, down);
+            return Linear.Apply(activated, down, run);
         }
         long before = _device.Memory.CurrentOf(MemoryCategory.Activations);
         _device.Memory.ResetPeak();
@@ -76,7 +76,7 @@ public sealed class RowChunksTests : IDisposable
         using Variable x = Parameter(1, DType.F32, 0, Width), weight = Parameter(2, DType.F32, Width, Width);
         int completed = 0;
         weight.GradientCompleted = _ => completed++;
-        using Variable y = RowChunks.Apply(x, 3, rows => Linear.Apply(rows, weight));
+        using Variable y = RowChunks.Apply(x, 3, (rows, _) => Linear.Apply(rows, weight));
         using Tensor dy = Tensor.Zeros([0, Width], DType.F32, _device);
         y.Backward(dy);
         Assert.Equal(new double[Width * Width], weight.Gradient!.ToDoubles());
@@ -88,8 +88,8 @@ public sealed class RowChunksTests : IDisposable
     {
         using Variable x = Parameter(1, DType.F32, 4, Width), wide = Parameter(2, DType.F32, Wide, Width);
         long live = _device.Memory.LiveCount;
-        Assert.Contains("chunks of 0 rows", Assert.Throws<LaspException>(() => RowChunks.Apply(x, 0, rows => Silu.Apply(rows))).Message, StringComparison.Ordinal);
-        Assert.Contains("must keep the shape", Assert.Throws<LaspException>(() => RowChunks.Apply(x, 2, rows => Linear.Apply(rows, wide))).Message, StringComparison.Ordinal);
+        Assert.Contains("chunks of 0 rows", Assert.Throws<LaspException>(() => RowChunks.Apply(x, 0, (rows, _) => Silu.Apply(rows))).Message, StringComparison.Ordinal);
+        Assert.Contains("must keep the shape", Assert.Throws<LaspException>(() => RowChunks.Apply(x, 2, (rows, _) => Linear.Apply(rows, wide))).Message, StringComparison.Ordinal);
         Assert.Equal(live, _device.Memory.LiveCount);
     }
 }

@@ -51,7 +51,7 @@ public sealed class ContractTests : IDisposable
     [InlineData("train --data . --strategy fastest", "--strategy is 'fastest'; use lasp1, lasp2, zeco, ring, ulysses")]
     [InlineData("train --data . --softmax-strategy fastest", "--softmax-strategy is 'fastest'; use allgather, allgather-balanced, ring, zigzag, ulysses")]
     [InlineData("train --data . --dp 0", "--dp is '0'")]
-    [InlineData("train --data . --checkpointing all", "--checkpointing is 'all'; use none, block, or block:k with k of 1 or more")]
+    [InlineData("train --data . --checkpointing all", "--checkpointing is 'all'; use none, selective, block, or block:k with k of 1 or more")]
     [InlineData("train --data . --checkpointing block:0", "--checkpointing is 'block:0'; use none")]
     [InlineData("train --data . --checkpointing block --checkpoint-memory much", "--checkpoint-memory is 'much'; give a size such as 16GiB or 500MB")]
     [InlineData("train --data . --mlp-chunk -1", "--mlp-chunk is '-1'; give a whole number of 0 or more")]

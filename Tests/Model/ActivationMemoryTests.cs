@@ -17,13 +17,13 @@ public class ActivationMemoryTests
     /// <summary>Wide enough that no chunk of the loss matters, and with widths that differ, so that each term of a sum shows.</summary>
     private static LinearLlamaConfig Config { get; } = StepOnRanks.Small with { HiddenSize = 40, NumAttentionHeads = 6, LinearRope = true, NumKeyValueHeads = 3, IntermediateSize = 176 };
 
-    private static (long Kept, long Peak) Step(LinearLlamaConfig config, DType dtype)
+    private static (long Kept, long Peak) Step(LinearLlamaConfig config, DType dtype, Recomputation? recomputation = null)
     {
         (long Kept, long Peak) measured = default;
         World.Run(new WorldOptions(DeviceKind.Cpu, 1), rank =>
         {
             using var model = new LinearLlamaModel(config, rank.Device, dtype, seed: 3);
-            var sequence = new SequenceContext(rank.World, Lasp2.Default, SoftmaxAllGather.Default, new SequencePartition(Tokens, 1));
+            var sequence = new SequenceContext(rank.World, Lasp2.Default, SoftmaxAllGather.Default, new SequencePartition(Tokens, 1)) { Recomputation = recomputation ?? Recomputation.None };
             using Tensor labels = Tensor.FromSpan(new int[Sequences * Tokens], [Sequences * Tokens], rank.Device);
             using var tape = new Tape();
             Variable loss = model.Loss(tape.Constant(Tensor.FromSpan(new int[Sequences * Tokens], [Sequences, Tokens], rank.Device)), labels, Sequences * Tokens, sequence);
@@ -62,6 +62,9 @@ public class ActivationMemoryTests
         Assert.Equal(paper.IntermediateSize / paper.HiddenSize, small.IntermediateSize / small.HiddenSize);
         long perToken = (Step(Deep(small, 3), DType.BF16).Kept - Step(Deep(small, 2), DType.BF16).Kept) / (Sequences * Tokens);
         Assert.Equal(14 * small.HiddenSize * 2 + (2 + small.NumAttentionHeads) * 4, perToken);
+        Recomputation selective = Recomputation.Parse("selective")!;
+        long feedForwardAgain = (Step(Deep(small, 3), DType.BF16, selective).Kept - Step(Deep(small, 2), DType.BF16, selective).Kept) / (Sequences * Tokens);
+        Assert.Equal(perToken - 8 * small.HiddenSize * 2, feedForwardAgain);
     }
 
     /// <summary>

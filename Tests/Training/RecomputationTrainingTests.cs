@@ -83,6 +83,7 @@ public class RecomputationTrainingTests
 
     [Theory]
     [InlineData("none", 0)]
+    [InlineData("selective", 0)]
     [InlineData("block", 1)]
     [InlineData("block:1", 1)]
     [InlineData("block:12", 12)]
@@ -93,7 +94,7 @@ public class RecomputationTrainingTests
     [InlineData("", null)]
     public void The_command_line_s_words_are_read(string text, int? every)
     {
-        Assert.Equal(every, Recomputation.ParseBlocks(text));
-        if (every is { } k) Assert.Equal(text == "block:1" ? "block" : text, new Recomputation { EveryBlock = k }.Blocks);
+        Assert.Equal(every, Recomputation.Parse(text)?.EveryBlock);
+        if (every is { } k) Assert.Equal(text == "block:1" ? "block" : text, (Recomputation.Parse(text)! with { EveryBlock = k }).Kind);
     }
 }
