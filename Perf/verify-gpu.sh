@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What a GPU host must show, in one run: verify-gpu.sh BUNDLE_FOLDER OUTPUT_FOLDER PART...
-# Parts: doctor tests train virtual strategies sanitizer racecheck memory speed hostcosts (one GPU), strategies two speed2 (two GPUs: threads, processes, NCCL tests). The bundle is made by Perf/bundle.sh.
+# Parts: doctor tests train virtual strategies sanitizer racecheck memory speed step hostcosts (one GPU), strategies two speed2 step2 (two GPUs: threads, processes, NCCL tests). The bundle is made by Perf/bundle.sh.
 # Run from the repository root (its text is the corpus). Prints one PASS or FAIL line per check; exits 1 when one failed.
 set -uo pipefail
 bundle=$1; out=$2; shift 2
@@ -72,6 +72,8 @@ for part in "$@"; do
             if python3 -c 'import torch' 2> /dev/null && check "torch SDPA" python3 Perf/peer_sdpa.py "$out/peer.json"; then cat "$work/log"; peer=(--peer "$out/peer.json"); fi
             check "kernels against the floor" "$bundle/LaspNative.Perf" gpu --out "$out/gpu-record.json" "${peer[@]}" ${LASP_RECORD:+--compare "$LASP_RECORD"}; cat "$work/log" ;;
         speed2) check "operators and a layer over two GPUs" "$bundle/LaspNative.Perf" gpu --ranks 2 --out "$out/ranks-record.json"; cat "$work/log" ;;
+        step) check "training steps on one GPU" "$bundle/LaspNative.Perf" step --suite one --breakdown --json "$out/step-record.json"; cat "$work/log" ;;
+        step2) for suite in two ablation; do check "training steps over two GPUs: $suite" "$bundle/LaspNative.Perf" step --suite $suite --breakdown --json "$out/step-$suite-record.json"; cat "$work/log"; done ;;
         hostcosts) check "host costs" "$bundle/LaspNative.Perf" host --filter '*'; grep -E "^\|" "$work/log" ;;
         strategies) # every strategy trains the same losses: ranks that share one GPU, and with two GPUs over NCCL as threads and as processes
             train one --device cuda --dtype fp32
