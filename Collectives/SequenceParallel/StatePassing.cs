@@ -11,6 +11,9 @@ namespace LaspNative.Collectives;
 /// </summary>
 public abstract class StatePassing : SequenceParallel
 {
+    /// <summary>LASP's ablation without kernel fusion (<see cref="SeparateParts"/>): to be measured, never to be used.</summary>
+    internal bool SeparatesParts { get; init; }
+
     internal override AttentionExchange Begin(AttentionCall call, SavedValue k, SavedValue v, Tensor? decay, Tensor? initialState)
     {
         if (!call.Causal) throw new LaspException($"strategy {Name} is causal only; bidirectional attention runs with lasp2");
@@ -27,6 +30,7 @@ public abstract class StatePassing : SequenceParallel
     {
         private readonly StatePassing _strategy;
         private readonly RankDecays _decays;
+        private readonly SeparateParts? _parts; // null: one pass
         private readonly Tensor _entering; // P_t, kept for backward
         private readonly bool _isKept; // P_t was there already: no message forward
         private StateMessage? _message;
@@ -39,6 +43,7 @@ public abstract class StatePassing : SequenceParallel
         {
             _strategy = strategy;
             _decays = new RankDecays(call, Decay);
+            if (strategy.SeparatesParts) _parts = new SeparateParts(call, Runs, initialState);
             if (call.States is { IsFilled: true } kept)
             {
                 _isKept = true;
@@ -61,7 +66,8 @@ public abstract class StatePassing : SequenceParallel
                 message.Wait();
                 Call.States?.Fill(_entering, _decays.Learned);
             }
-            Runs.Forward(q, _entering, o, finalState);
+            if (_parts is null) Runs.Forward(q, _entering, o, finalState);
+            else _parts.Forward(q, _entering, o, finalState);
         }
 
         public override void BackwardFinish(Tensor q, Tensor dO, Tensor? dFinalState, Tensor dq, bool continues)
@@ -75,14 +81,16 @@ public abstract class StatePassing : SequenceParallel
                 Runs.BackwardState(q, dO, dFinalState, own);
                 _message = _strategy.Send(Call, _decays, own, _leaving, reverse: true);
             }
-            Runs.BackwardQuery(dO, _entering, dq);
+            if (_parts is null) Runs.BackwardQuery(dO, _entering, dq);
+            else _parts.BackwardQuery(dO, _entering, dq);
         }
 
         public override void BackwardBegin(Tensor dk, Tensor dv, Tensor? dDecay, Tensor? dInitialState)
         {
             using StateMessage message = TakeMessage();
             message.Wait();
-            Runs.BackwardBegin(_q!, _dO!, _entering, _leaving, _dFinalState, dk, dv, dDecay);
+            if (_parts is null) Runs.BackwardBegin(_q!, _dO!, _entering, _leaving, _dFinalState, dk, dv, dDecay);
+            else _parts.BackwardKeyValue(_q!, _dO!, _leaving, dk, dv);
             if (dInitialState is not null) Runs.BackwardInitialState(_q!, _dO!, _leaving, _dFinalState, dInitialState);
         }
 

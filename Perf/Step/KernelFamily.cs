@@ -26,7 +26,7 @@ internal static class KernelFamilies
     public static KernelFamily Of(CudaKernel kernel) => kernel.File switch
     {
         "adamw.cu" => KernelFamily.Optimizer,
-        "reductions.cu" when kernel.Name.Contains("square", StringComparison.Ordinal) => KernelFamily.Optimizer,
+        "reductions.cu" => KernelFamily.Optimizer, // the gradient's norm; the loss takes one launch
         "cross_entropy.cu" => KernelFamily.Loss,
         "states.cu" or "apply_state.cu" => KernelFamily.LinearAttention,
         _ when kernel.File.StartsWith("linear_attention", StringComparison.Ordinal) => KernelFamily.LinearAttention,

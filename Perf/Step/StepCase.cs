@@ -1,3 +1,4 @@
+using LaspNative.Collectives;
 using LaspNative.Model;
 using LaspNative.Runtime;
 
@@ -7,12 +8,12 @@ namespace LaspNative.Perf;
 /// <param name="Out">Where the record goes.</param>
 /// <param name="Compare">An earlier record.</param>
 /// <param name="Steps">Steps that are timed, after <paramref name="Warmup"/> others.</param>
-/// <param name="Breakdown">Whether one more step is profiled.</param>
+/// <param name="Breakdown">Whether two more steps are profiled; the first makes the profile's own code ready.</param>
 /// <param name="Limit">Time after which a case begins no further step.</param>
 internal sealed record StepHarnessOptions(string Out, string? Compare, int Steps, int Warmup, bool Breakdown, TimeSpan Limit)
 {
-    /// <summary>With the profiled one.</summary>
-    public int AllSteps => Warmup + Steps + (Breakdown ? 1 : 0);
+    /// <summary>With those that are profiled.</summary>
+    public int AllSteps => Warmup + Steps + (Breakdown ? 2 : 0);
 }
 
 /// <summary>One row: a model, and how it is trained.</summary>
@@ -40,6 +41,7 @@ internal sealed record StepCase(string Model, TrainOptions Options)
         Options.Config.OutputGate ? "gate" : "",
         strategies,
         Options.Recomputation == Recomputation.None ? "" : Options.Recomputation.ToString().Replace("checkpointing ", "checkpointing=", StringComparison.Ordinal),
+        Options.Strategy is StatePassing { SeparatesParts: true } ? "separate-parts" : "",
         Options.Zero == ZeroStage.None ? "" : FormattableString.Invariant($"zero={(int)Options.Zero}")]).Where(part => part.Length > 0));
 
     private string Strategies => Ranks == 1 ? "" : string.Join('+', ((string?[])[

@@ -1,5 +1,6 @@
 using System.CommandLine;
 using LaspNative.Cli;
+using LaspNative.Collectives;
 using LaspNative.Model;
 using LaspNative.Runtime;
 
@@ -16,8 +17,9 @@ internal sealed class StepCommand
     private readonly Option<string?> _suite = OptionKinds.Choice("--suite", "Cases that are kept together: of one GPU, of two.", [.. StepSuites.Names]);
     private readonly Option<int?> _steps = OptionKinds.Whole("--steps", "Steps that are timed. [default: 5]", "S", 1);
     private readonly Option<int?> _warmup = OptionKinds.Whole("--warmup", "Steps before them. [default: 2]", "K", 0);
-    private readonly Option<bool> _breakdown = new("--breakdown") { Description = "One more step, with events around everything that the compute stream does. (cuda)" };
+    private readonly Option<bool> _breakdown = new("--breakdown") { Description = "Two more steps with events around everything that the compute stream does, of which the second is told. (cuda)" };
     private readonly Option<double?> _limit = OptionKinds.Number("--limit", "Seconds of stepping after which a case takes no further step. [default: 60]", "X", 0);
+    private readonly Option<bool> _separateParts = new("--separate-parts") { Description = "With lasp1 or lasp2: no kernel fusion, as in LASP's ablation: the entering state's part of attention is a kernel of its own." };
     private readonly Option<string?> _only = OptionKinds.Text("--only", "Run the cases whose names hold this.", "TEXT");
     private readonly Option<string?> _compare = OptionKinds.Text("--compare", "An earlier record to put beside this one.", "FILE.json");
 
@@ -35,7 +37,7 @@ internal sealed class StepCommand
     private Command Command()
     {
         var command = new RootCommand("Times training steps on random tokens.");
-        foreach (Option option in new Option[] { _cases, _suite, _steps, _warmup, _breakdown, _limit, _only, _compare }) command.Add(option);
+        foreach (Option option in new Option[] { _cases, _suite, _steps, _warmup, _breakdown, _limit, _only, _compare, _separateParts }) command.Add(option);
         _run.AddTo(command);
         return command;
     }
@@ -55,13 +57,20 @@ internal sealed class StepCommand
         foreach (string line in lines.Length == 0 ? [""] : lines)
         {
             string[] own = line.Split(' ', StringSplitOptions.RemoveEmptyEntries);
-            ParseResult merged = command.Parse([.. Without(arguments, own), .. own]);
+            ParseResult merged = command.Parse([.. Without(arguments, [.. own, _cases.Name]), .. own]);
             if (merged.Errors.Count > 0) throw new LaspException($"case \"{line}\": {merged.Errors[0].Message}");
             (string model, TrainOptions options) = _run.Of(merged);
-            var made = new StepCase(model, options);
+            var made = new StepCase(model, merged.GetValue(_separateParts) ? options with { Strategy = WithSeparateParts(options.Strategy) } : options);
             if (only is null || made.Name.Contains(only, StringComparison.Ordinal)) yield return made;
         }
     }
+
+    private static SequenceParallel WithSeparateParts(SequenceParallel strategy) => strategy switch
+    {
+        Lasp1 => new Lasp1 { SeparatesParts = true },
+        Lasp2 => new Lasp2 { SeparatesParts = true },
+        _ => throw new LaspException($"--separate-parts is there with lasp1 and lasp2 only, not with {strategy.Name}"),
+    };
 
     /// <summary>The arguments without the options, and their values, that a case gives itself.</summary>
     private static IEnumerable<string> Without(IReadOnlyList<string> arguments, string[] own)

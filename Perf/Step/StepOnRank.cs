@@ -92,7 +92,11 @@ internal sealed class StepOnRank(StepHarnessOptions harness, TrainOptions option
         {
             Count(step);
         }
-        if (_profile is not null && step == harness.AllSteps) Gpu!.Kernels.Observer = _profile;
+        if (_profile is not null && step > harness.Warmup + harness.Steps)
+        {
+            _profile.Restart();
+            Gpu!.Kernels.Observer = _profile;
+        }
         if (rank.Rank == 0 && Stopwatch.GetElapsedTime(_started) > harness.Limit) limit.Cancel();
     }
 

@@ -19,6 +19,13 @@ internal sealed class StepProfile : ILaunchObserver, IDisposable
         while (_events.Count < 2 * expectedCalls) _events.Add(new CudaEvent(device.Context, timing: true));
     }
 
+    /// <summary>Forgets what it has seen.</summary>
+    public void Restart()
+    {
+        _used = 0;
+        _calls.Clear();
+    }
+
     public void BeforeLaunch(CudaKernel kernel, CudaStream stream) => Mark(stream);
 
     public void AfterLaunch(CudaKernel kernel, CudaStream stream) => End(kernel.Name, KernelFamilies.Of(kernel), stream);
