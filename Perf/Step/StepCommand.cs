@@ -57,7 +57,7 @@ internal sealed class StepCommand
         foreach (string line in lines.Length == 0 ? [""] : lines)
         {
             string[] own = line.Split(' ', StringSplitOptions.RemoveEmptyEntries);
-            ParseResult merged = command.Parse([.. Without(arguments, [.. own, _cases.Name]), .. own]);
+            ParseResult merged = command.Parse([.. Without(arguments, own), .. own]);
             if (merged.Errors.Count > 0) throw new LaspException($"case \"{line}\": {merged.Errors[0].Message}");
             (string model, TrainOptions options) = _run.Of(merged);
             var made = new StepCase(model, merged.GetValue(_separateParts) ? options with { Strategy = WithSeparateParts(options.Strategy) } : options);
@@ -72,14 +72,16 @@ internal sealed class StepCommand
         _ => throw new LaspException($"--separate-parts is there with lasp1 and lasp2 only, not with {strategy.Name}"),
     };
 
-    /// <summary>The arguments without the options, and their values, that a case gives itself.</summary>
-    private static IEnumerable<string> Without(IReadOnlyList<string> arguments, string[] own)
+    /// <summary>The arguments without cases, and without the options, and their values, that a case gives itself.</summary>
+    private IEnumerable<string> Without(IReadOnlyList<string> arguments, string[] own)
     {
         bool skips = false;
-        foreach (string argument in arguments)
+        for (int i = 0; i < arguments.Count; i++)
         {
-            if (argument.StartsWith("--", StringComparison.Ordinal)) skips = own.Contains(argument, StringComparer.Ordinal);
-            if (!skips) yield return argument;
+            bool isCase = arguments[i] == _cases.Name;
+            if (isCase) i++; // a case begins as an option does
+            else if (arguments[i].StartsWith("--", StringComparison.Ordinal)) skips = own.Contains(arguments[i], StringComparer.Ordinal);
+            if (!isCase && !skips) yield return arguments[i];
         }
     }
 }
