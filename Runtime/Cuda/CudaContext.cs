@@ -28,6 +28,9 @@ public sealed partial class CudaContext : IDisposable
     /// <summary>The GPU's ordinal (CUdevice).</summary>
     public int Gpu { get; }
 
+    /// <summary>As the driver calls it: "NVIDIA H200".</summary>
+    internal string GpuName => NameOf(Gpu);
+
     /// <summary>Retains the primary context of GPU <paramref name="index"/> and makes it current.</summary>
     public static CudaContext OpenPrimary(int index)
     {
@@ -88,6 +91,14 @@ public sealed partial class CudaContext : IDisposable
             s_initialized = result;
             return result;
         }
+    }
+
+    internal static unsafe string NameOf(int gpu)
+    {
+        const int Length = 256;
+        byte* name = stackalloc byte[Length];
+        CudaDriver.cuDeviceGetName(name, Length, gpu).Check();
+        return Marshal.PtrToStringUTF8((nint)name) ?? "";
     }
 
     internal int Attribute(CUdevice_attribute attribute)

@@ -52,7 +52,7 @@ public sealed class CudaDevice : Device
     public KernelLibrary Kernels { get; }
 
     /// <summary>Matrix products; cuBLASLt is loaded at first use.</summary>
-    public Blas Blas => _blas ??= new Blas(this);
+    public Blas Blas => _blas ??= new Blas(this, GemmChoices.Of(this));
 
     public override IBackend Backend => _backend ??= new CudaBackend(this);
 

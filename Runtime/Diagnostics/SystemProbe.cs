@@ -1,5 +1,4 @@
 using System.Globalization;
-using System.Runtime.InteropServices;
 using LaspNative.Runtime.Cuda;
 using LaspNative.Runtime.Interop;
 
@@ -95,17 +94,9 @@ public static class SystemProbe
             CudaDriver.cuDeviceGetAttribute(out int major, CUdevice_attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, gpu).Check();
             CudaDriver.cuDeviceGetAttribute(out int minor, CUdevice_attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, gpu).Check();
             CudaDriver.cuDeviceGetAttribute(out int multiprocessors, CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, gpu).Check();
-            gpus.Add(new GpuReport(i, NameOf(gpu), (major, minor), (long)bytes, multiprocessors));
+            gpus.Add(new GpuReport(i, CudaContext.NameOf(gpu), (major, minor), (long)bytes, multiprocessors));
         }
         return gpus;
-    }
-
-    private static unsafe string NameOf(int gpu)
-    {
-        const int Length = 256;
-        byte* name = stackalloc byte[Length];
-        CudaDriver.cuDeviceGetName(name, Length, gpu).Check();
-        return Marshal.PtrToStringUTF8((nint)name) ?? "";
     }
 
     private static string? DriverRelease()

@@ -48,6 +48,7 @@ internal enum cublasLtMatrixLayoutAttribute_t
 internal enum cublasLtMatmulPreferenceAttributes_t
 {
     CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES = 1,
+    CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK = 3,
     CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES = 5,
     CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES = 6,
     CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES = 7,
@@ -75,6 +76,9 @@ internal unsafe struct cublasLtMatmulHeuristicResult_t
 /// <summary>cuBLASLt: only what is called. Handles and descriptors are nint; matrices are column-major.</summary>
 internal static unsafe partial class CublasLt
 {
+    /// <summary>A product cut along its sums adds the parts in the compute type, fp32; the other schemes add in the result's type.</summary>
+    public const uint CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE = 2;
+
     private const string Library = NativeLibraries.CublasLt;
 
     static CublasLt() => NativeLibraries.Register();
@@ -119,6 +123,10 @@ internal static unsafe partial class CublasLt
     public static partial cublasStatus_t cublasLtMatmulAlgoGetHeuristic(
         nint handle, nint operation, nint layoutA, nint layoutB, nint layoutC, nint layoutD, nint preference,
         int requested, cublasLtMatmulHeuristicResult_t* results, out int returned);
+
+    [LibraryImport(Library)]
+    public static partial cublasStatus_t cublasLtMatmulAlgoCheck(
+        nint handle, nint operation, nint layoutA, nint layoutB, nint layoutC, nint layoutD, cublasLtMatmulAlgo_t* algorithm, out cublasLtMatmulHeuristicResult_t result);
 
     [LibraryImport(Library)]
     public static partial cublasStatus_t cublasLtMatmul(

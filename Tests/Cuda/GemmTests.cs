@@ -66,6 +66,41 @@ public class GemmTests
         Assert.Equal(101, device.Blas.LaunchCount);
     }
 
+    [Theory]
+    [InlineData(0, DType.BF16)]
+    [InlineData(1, DType.BF16)]
+    [InlineData(1, DType.F32)]
+    public void A_measured_product_adds_once_and_gives_the_same_bits_wherever_the_choice_is_known(float beta, DType cType)
+    {
+        const int M = 1536, N = 2048, K = 1536;
+        using CudaDevice device = Gpu.Open();
+        DirectoryInfo folder = Directory.CreateTempSubdirectory("lasp-products-");
+        try
+        {
+            var choices = new GemmChoices(folder.FullName, "this machine");
+            var random = new Random(5);
+            float[] a = Values(random, M * K, DType.BF16), b = Values(random, K * N, DType.BF16), c = Values(random, M * N, cType);
+            double[] measured = Multiply(choices), known = Multiply(choices), usual = Multiply(null);
+            Assert.Single(folder.GetFiles());
+            Assert.Equal(measured, known);
+            for (int i = 0; i < measured.Length; i++)
+                Assert.True(Math.Abs(measured[i] - usual[i]) <= (cType == DType.BF16 ? 0.02 : 1e-4) * Math.Sqrt(K), $"element {i}: {measured[i]} against {usual[i]}");
+
+            double[] Multiply(GemmChoices? known)
+            {
+                using var blas = new Blas(device, known);
+                using Tensor ta = Upload(a, DType.BF16, device), tb = Upload(b, DType.BF16, device), tc = Upload(c, cType, device);
+                blas.Multiply(ta.Pointer, false, tb.Pointer, true, tc.Pointer, M, N, K, 1, DType.BF16, cType, 1, beta);
+                Assert.Equal(1, blas.LaunchCount);
+                return tc.ToDoubles();
+            }
+        }
+        finally
+        {
+            folder.Delete(recursive: true);
+        }
+    }
+
     private static void Check(
         CudaDevice device, bool transposeA, bool transposeB, DType ab, DType cType, int m, int n, int k, int batch, float alpha, float beta, int skip = 0)
     {
