@@ -251,6 +251,8 @@ public sealed class NcclCommunicator : Communicator
             _device.Context.MakeCurrent();
             _computed.Record(_device.Stream);
             _device.CommunicationStream.WaitFor(_computed);
+            ILaunchObserver? observer = _device.Kernels.Observer;
+            observer?.BeforeOther("message", _device.CommunicationStream);
             try
             {
                 operation(_handle);
@@ -260,6 +262,7 @@ public sealed class NcclCommunicator : Communicator
                 _failure ??= error;
                 throw;
             }
+            observer?.AfterOther("message", _device.CommunicationStream);
             CudaEvent done = _idleEvents.TryPop(out CudaEvent? idle) ? idle : new CudaEvent(_device.Context);
             done.Record(_device.CommunicationStream);
             return done;

@@ -12,6 +12,9 @@ internal enum KernelFamily
     Loss,
     Optimizer,
     Copies,
+
+    /// <summary>On a stream of their own, beside all the others.</summary>
+    Messages,
 }
 
 /// <summary>Kernels belong to a family by the file they come from.</summary>
@@ -19,6 +22,8 @@ internal static class KernelFamilies
 {
     /// <summary>Time in which the compute stream stands waiting for messages.</summary>
     public const string Waiting = "exposed communication";
+
+    public const string MessagesName = "(messages, beside the above)";
 
     /// <summary>What is left of the step: nothing was queued, or what no observer sees, such as clearing memory.</summary>
     public const string Idle = "idle, host, gaps";
@@ -44,6 +49,7 @@ internal static class KernelFamilies
         KernelFamily.Elementwise => "element-wise and norms",
         KernelFamily.Loss => "loss (without its GEMMs)",
         KernelFamily.Optimizer => "optimizer and gradient norm",
-        _ => "copies",
+        KernelFamily.Copies => "copies",
+        _ => MessagesName,
     };
 }

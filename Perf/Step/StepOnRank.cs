@@ -77,7 +77,7 @@ internal sealed class StepOnRank(StepHarnessOptions harness, TrainOptions option
         (IReadOnlyList<KernelShare> families, IReadOnlyList<KernelShare> kernels) = profile.Shares();
         double waited = _records[^1].ExposedCommunication * _records[^1].Seconds * 1e3;
         var waiting = new KernelShare(KernelFamilies.Waiting, waited, 0);
-        var idle = new KernelShare(KernelFamilies.Idle, milliseconds - waited - families.Sum(f => f.Milliseconds), 0);
+        var idle = new KernelShare(KernelFamilies.Idle, milliseconds - waited - families.Where(f => f.Kernel != KernelFamilies.MessagesName).Sum(f => f.Milliseconds), 0);
         return (waited > 0 ? [.. families, waiting, idle] : [.. families, idle], kernels);
     }
 

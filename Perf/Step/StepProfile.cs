@@ -3,8 +3,8 @@ using LaspNative.Runtime.Cuda;
 namespace LaspNative.Perf;
 
 /// <summary>
-/// Events around everything that is queued on the compute stream of a device while this looks on. They are made beforehand and cost the GPU about a microsecond each; they keep kernels from
-/// overlapping, so that a step takes a little longer than one that nobody looks at.
+/// Events around everything that is queued on the compute stream of a device while this looks on, and around messages on theirs. They are made beforehand and cost the GPU about a microsecond each;
+/// they keep kernels from overlapping, so that a step takes a little longer than one that nobody looks at. Messages run beside kernels: their time is not a part of the step's.
 /// </summary>
 internal sealed class StepProfile : ILaunchObserver, IDisposable
 {
@@ -37,12 +37,11 @@ internal sealed class StepProfile : ILaunchObserver, IDisposable
     private void End(string name, KernelFamily family, CudaStream stream)
     {
         Mark(stream);
-        if (stream == _device.Stream) _calls.Add((name, family));
+        _calls.Add((name, stream == _device.Stream ? family : KernelFamily.Messages));
     }
 
     private void Mark(CudaStream stream)
     {
-        if (stream != _device.Stream) return;
         if (_used == _events.Count) _events.Add(new CudaEvent(_device.Context, timing: true));
         _events[_used++].Record(stream);
     }

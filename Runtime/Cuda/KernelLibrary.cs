@@ -103,7 +103,7 @@ public interface ILaunchObserver
     /// <summary>It has been queued.</summary>
     void AfterLaunch(CudaKernel kernel, CudaStream stream);
 
-    /// <summary>Work that is no kernel of ours is about to be queued: a matrix product of cuBLASLt ("gemm TN 32768x2048x8192", op(a) op(b) m x n x k), a copy.</summary>
+    /// <summary>Work that is no kernel of ours is about to be queued: a matrix product of cuBLASLt ("gemm TN 32768x2048x8192", op(a) op(b) m x n x k), a copy, a message of NCCL.</summary>
     void BeforeOther(string name, CudaStream stream) { }
 
     /// <summary>It has been queued.</summary>
