@@ -6,6 +6,7 @@ using Xunit;
 namespace LaspNative.Tests.Autograd;
 
 /// <summary>Pinned memory beside a GPU: bytes survive the way out and back while the compute stream writes over their memory, chunks are used again, and a full host says so.</summary>
+[Trait("Category", "Gpu")]
 public class CudaHostMemoryTests
 {
     private const long Chunk = 1 << 20;

@@ -1,3 +1,4 @@
+using LaspNative.Autograd;
 using LaspNative.Collectives;
 using LaspNative.Model;
 using LaspNative.Runtime;
@@ -41,6 +42,30 @@ public class RecomputationTrainingTests
         RecordingListener none = Train(Options(folder, "none", Recomputation.None, dp, sp)), block = Train(Options(folder, "block", new Recomputation { EveryBlock = 1, KeepStates = true, DeviceBytes = 10000 }, dp, sp));
         Assert.Equal(none.Losses, block.Losses);
         Assert.Equal(none.Steps.Select(s => s.GradientNorm), block.Steps.Select(s => s.GradientNorm));
+    }
+
+    /// <summary>On a GPU, where inputs leave for pinned memory and come back while it works: none kept there, some, and as many as a limit leaves, which one line tells.</summary>
+    [Theory]
+    [InlineData(1)]
+    [InlineData(2)]
+    [Trait("Category", "Gpu")]
+    public void On_a_GPU_losses_and_norms_are_the_same_bits_wherever_inputs_wait(int ranks)
+    {
+        Gpu.Require();
+        using var folder = new TemporaryFolder();
+        long input = 4 * 70 * 64 * sizeof(float) / ranks; // of a rank
+        RecordingListener Run(string name, Recomputation recomputation) =>
+            Train(Options(folder, name, recomputation) with { World = new WorldOptions(DeviceKind.Cuda, ranks, VirtualRanks: ranks > 1) });
+        RecordingListener none = Run("none", Recomputation.None), device = Run("device", new Recomputation { EveryBlock = 1 });
+        RecordingListener away = Run("away", new Recomputation { EveryBlock = 1, DeviceBytes = 0 }), some = Run("some", new Recomputation { EveryBlock = 1, DeviceBytes = 2 * input });
+        RecordingListener few = Run("few", new Recomputation { EveryBlock = 1, DeviceBytes = 0, HostBytes = 2 * CudaHostMemory.DefaultChunkBytes });
+        foreach (RecordingListener other in new[] { device, away, some, few })
+        {
+            Assert.Equal(none.Losses, other.Losses);
+            Assert.Equal(none.Steps.Select(s => s.GradientNorm), other.Steps.Select(s => s.GradientNorm));
+        }
+        Assert.Contains(few.Notes, n => n.Contains("as --pinned-memory allows no more: 2 more blocks' inputs stay on the GPU", StringComparison.Ordinal));
+        Assert.DoesNotContain(away.Notes.Concat(some.Notes), n => n.Contains("pinned", StringComparison.Ordinal));
     }
 
     [Fact]
