@@ -71,8 +71,7 @@ internal sealed class LinearLlamaBlock : IDisposable
     {
         using Variable gate = Linear.Apply(normed, _gateProj);
         using Variable up = Linear.Apply(normed, _upProj);
-        using Variable hidden = GatedLinearUnit.Apply(gate, up, _config.HiddenAct);
-        return Linear.Apply(hidden, _downProj, run);
+        return GatedProjection.Apply(gate, up, _config.HiddenAct, _downProj, run);
     }
 
     public void Dispose() => _attention.Dispose();

@@ -49,8 +49,8 @@ public interface IBackend
     /// <summary>y = act(gate) * up, all of one shape.</summary>
     void GatedLinearUnit(Tensor gate, Tensor up, GateActivation activation, Tensor y);
 
-    /// <summary>dgate = dy * up * act'(gate); dup = dy * act(gate).</summary>
-    void GatedLinearUnitBackward(Tensor gate, Tensor up, Tensor dy, GateActivation activation, Tensor dgate, Tensor dup);
+    /// <summary>dgate = dy * up * act'(gate); dup = dy * act(gate); and y again, where it is given: it may be dy.</summary>
+    void GatedLinearUnitBackward(Tensor gate, Tensor up, Tensor dy, GateActivation activation, Tensor dgate, Tensor dup, Tensor? y = null);
 
     // ---- Reductions (Reductions.cs): fixed order, so the same bits on every run ----
 

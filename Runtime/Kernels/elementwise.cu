@@ -91,20 +91,23 @@ KERNEL gated_linear_unit_fwd(const element* gate, const element* up, int use_sil
     });
 }
 
-// dgate = dy * up * act'(gate)          dup = dy * act(gate)
-KERNEL gated_linear_unit_bwd(const element* gate, const element* up, const element* dy, int use_silu, int64 count, element* dgate, element* dup)
+// dgate = dy * up * act'(gate)          dup = dy * act(gate)          y as above, unless it is null; each may take the place of a source
+KERNEL gated_linear_unit_bwd(const element* gate, const element* up, const element* dy, int use_silu, int64 count, element* dgate, element* dup, element* y)
 {
-    for_each_element(count, packs_fit(PACK, gate, up, dy, dgate, dup), [&](int64 i, auto lanes) {
+    for_each_element(count, packs_fit(PACK, gate, up, dy, dgate, dup, y), [&](int64 i, auto lanes) {
         auto g = load(gate + i, lanes);
         auto u = load(up + i, lanes);
-        const auto d = load(dy + i, lanes);
+        auto d = load(dy + i, lanes);
 #pragma unroll
         for (int j = 0; j < lanes.count; ++j) {
             const float s = use_silu ? sigmoid(g.at[j]) : 1.0f, act = g.at[j] * s;
+            const float product = u.at[j] * act;
             g.at[j] = d.at[j] * u.at[j] * (s + act * (1.0f - s));
             u.at[j] = d.at[j] * act;
+            d.at[j] = product;
         }
         store(g, dgate + i);
         store(u, dup + i);
+        if (y) store(d, y + i);
     });
 }

@@ -125,6 +125,15 @@ public static partial class OpCases
                 ("dgate", ElementwiseOracle.Map(v("gate"), v("up"), v("dy"), (g, u, d) => d * u * ElementwiseOracle.ActivateSlope(g, activation))),
                 ("dup", ElementwiseOracle.Map(v("gate"), v("dy"), (g, d) => d * ElementwiseOracle.Activate(g, activation)))),
         };
+        s_rows[$"gated linear unit backward with y {activation} {shape}"] = () => new OpCase
+        {
+            Operands = [T("gate", shape, gate), T("up", shape, up), T("dy", shape, dy), T("dgate", shape), T("dup", shape), T("y", shape)],
+            Call = (backend, t) => backend.GatedLinearUnitBackward(t("gate"), t("up"), t("dy"), activation, t("dgate"), t("dup"), t("y")),
+            Oracle = v => Results(
+                ("dgate", ElementwiseOracle.Map(v("gate"), v("up"), v("dy"), (g, u, d) => d * u * ElementwiseOracle.ActivateSlope(g, activation))),
+                ("dup", ElementwiseOracle.Map(v("gate"), v("dy"), (g, d) => d * ElementwiseOracle.Activate(g, activation))),
+                ("y", ElementwiseOracle.Map(v("gate"), v("up"), (g, u) => ElementwiseOracle.Activate(g, activation) * u))),
+        };
     }
 
     /// <summary>Where exp overflows the sigmoid must still be 0 or 1, not NaN.</summary>

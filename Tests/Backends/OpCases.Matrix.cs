@@ -20,6 +20,7 @@ public static partial class OpCases
         }
         AddGemm(2, 9, 17, 33, transposeA: true, transposeB: false, alpha: 1, beta: 1, OperandKind.Acc);
         AddLinear(rows: 6, n: 5, k: 7);
+        foreach (GateActivation activation in Enum.GetValues<GateActivation>()) AddGatedProjection(activation, rows: 6, n: 5, k: 24);
         AddEmbedding(vocabulary: 11, width: 5, rows: 17, OperandKind.I32);
         AddEmbedding(vocabulary: 300, width: 129, rows: 70, OperandKind.I64);
     }
@@ -54,6 +55,27 @@ public static partial class OpCases
         },
         Oracle = v => Results(("y", MatrixOracle.Gemm(v("x"), transposeA: false, v("weight"), transposeB: true, 1, 0, [], 1, rows, n, k))),
         Apply = v => Linear.Apply(v("x"), v("weight")),
+    };
+
+    private static void AddGatedProjection(GateActivation activation, int rows, int n, int k) => s_rows[$"gated projection {activation} {rows}x{n}x{k}"] = () => new OpCase
+    {
+        Operands =
+        [
+            T("gate", [2, rows / 2, k], TestData.Normal(rows * k, 1)), T("up", [2, rows / 2, k], TestData.Normal(rows * k, 2)), T("weight", [n, k], TestData.Normal(n * k, 3)),
+            T("h", [2, rows / 2, k]), T("y", [2, rows / 2, n]),
+        ],
+        Call = (backend, t) =>
+        {
+            backend.GatedLinearUnit(t("gate"), t("up"), activation, t("h"));
+            using Tensor h = t("h").View([rows, k]), y = t("y").View([rows, n]);
+            backend.Gemm(h, transposeA: false, t("weight"), transposeB: true, alpha: 1, beta: 0, y);
+        },
+        Oracle = v =>
+        {
+            double[] h = ElementwiseOracle.Map(v("gate"), v("up"), (g, u) => ElementwiseOracle.Activate(g, activation) * u);
+            return Results(("h", h), ("y", MatrixOracle.Gemm(h, transposeA: false, v("weight"), transposeB: true, 1, 0, [], 1, rows, n, k)));
+        },
+        Apply = v => GatedProjection.Apply(v("gate"), v("up"), activation, v("weight")),
     };
 
     private static void AddEmbedding(int vocabulary, int width, int rows, OperandKind kind)

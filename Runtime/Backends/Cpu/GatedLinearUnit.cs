@@ -16,22 +16,23 @@ internal sealed unsafe partial class CpuBackend
         else Map<BF16, BF16, BF16, float, GateMap<float>>(gate, up, y, new GateMap<float>(silu));
     }
 
-    public void GatedLinearUnitBackward(Tensor gate, Tensor up, Tensor dy, GateActivation activation, Tensor dgate, Tensor dup)
+    public void GatedLinearUnitBackward(Tensor gate, Tensor up, Tensor dy, GateActivation activation, Tensor dgate, Tensor dup, Tensor? y = null)
     {
         RequireSame(gate, up);
         RequireSame(gate, dy);
         RequireSame(gate, dgate);
         RequireSame(gate, dup);
+        if (y is not null) RequireSame(gate, y);
         bool silu = activation == GateActivation.Silu;
-        if (gate.DType == DType.F64) GatedLinearUnitBackward<double, double>(gate, up, dy, silu, dgate, dup);
-        else if (gate.DType == DType.F32) GatedLinearUnitBackward<float, float>(gate, up, dy, silu, dgate, dup);
-        else GatedLinearUnitBackward<BF16, float>(gate, up, dy, silu, dgate, dup);
+        if (gate.DType == DType.F64) GatedLinearUnitBackward<double, double>(gate, up, dy, silu, dgate, dup, y);
+        else if (gate.DType == DType.F32) GatedLinearUnitBackward<float, float>(gate, up, dy, silu, dgate, dup, y);
+        else GatedLinearUnitBackward<BF16, float>(gate, up, dy, silu, dgate, dup, y);
     }
 
-    private void GatedLinearUnitBackward<T, A>(Tensor gate, Tensor up, Tensor dy, bool silu, Tensor dgate, Tensor dup) where T : unmanaged where A : unmanaged
+    private void GatedLinearUnitBackward<T, A>(Tensor gate, Tensor up, Tensor dy, bool silu, Tensor dgate, Tensor dup, Tensor? y) where T : unmanaged where A : unmanaged
     {
         T* pGate = (T*)gate.Pointer, pUp = (T*)up.Pointer, pDy = (T*)dy.Pointer;
-        T* pDgate = (T*)dgate.Pointer, pDup = (T*)dup.Pointer;
+        T* pDgate = (T*)dgate.Pointer, pDup = (T*)dup.Pointer, pY = PointerOrNull<T>(y);
         ForRanges(gate.Count, Grain, (start, length) =>
         {
             long i = start, end = start + length;
@@ -46,6 +47,7 @@ internal sealed unsafe partial class CpuBackend
             (Vector512<A> dg, Vector512<A> du) = GateGradient(g, u, d, silu);
             Element.Store(dg, pDgate + i, count);
             Element.Store(du, pDup + i, count);
+            if (pY is not null) Element.Store(new GateMap<A>(silu).Apply(g, u), pY + i, count);
         }
     }
 

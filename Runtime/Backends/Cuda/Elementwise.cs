@@ -67,16 +67,17 @@ internal sealed partial class CudaBackend
         Launch(ElementwiseFile, "gated_linear_unit_fwd", gate.DType, PerPack(gate.Count), gate.Pointer, up.Pointer, UseSilu(activation), gate.Count, y.Pointer);
     }
 
-    public void GatedLinearUnitBackward(Tensor gate, Tensor up, Tensor dy, GateActivation activation, Tensor dgate, Tensor dup)
+    public void GatedLinearUnitBackward(Tensor gate, Tensor up, Tensor dy, GateActivation activation, Tensor dgate, Tensor dup, Tensor? y = null)
     {
         RequireElement(gate);
         RequireSame(gate, up);
         RequireSame(gate, dy);
         RequireSame(gate, dgate);
         RequireSame(gate, dup);
+        if (y is not null) RequireSame(gate, y);
         Launch(
             ElementwiseFile, "gated_linear_unit_bwd", gate.DType, PerPack(gate.Count),
-            gate.Pointer, up.Pointer, dy.Pointer, UseSilu(activation), gate.Count, dgate.Pointer, dup.Pointer);
+            gate.Pointer, up.Pointer, dy.Pointer, UseSilu(activation), gate.Count, dgate.Pointer, dup.Pointer, PointerOrNull(y));
     }
 
     private static int UseSilu(GateActivation activation) => activation == GateActivation.Silu ? 1 : 0;
