@@ -15,13 +15,16 @@ public sealed class LinearLlamaModel : IDisposable
     private readonly Variable _lmHead;
 
     /// <summary>Builds the model with initial weights of this seed. Throws <see cref="LaspException"/> for a configuration that no model can have.</summary>
-    public LinearLlamaModel(LinearLlamaConfig config, Device device, DType dtype, ulong seed)
+    public LinearLlamaModel(LinearLlamaConfig config, Device device, DType dtype, ulong seed) : this(config, device, dtype, seed, keepsInitialValues: false) { }
+
+    /// <param name="keepsInitialValues">Whether an optimizer is about to ask for every <see cref="InitialValue"/>: they wait for it on the device.</param>
+    internal LinearLlamaModel(LinearLlamaConfig config, Device device, DType dtype, ulong seed, bool keepsInitialValues)
     {
         ArgumentNullException.ThrowIfNull(config);
         config.Validate();
         Config = config;
         DType = dtype;
-        _parameters = new ModelParameters(device, dtype, seed, config.InitializerRange);
+        _parameters = new ModelParameters(device, dtype, seed, config.InitializerRange, keepsInitialValues);
         try
         {
             _embedTokens = _parameters.Matrix("model.embed_tokens.weight", config.VocabSize, config.HiddenSize);
@@ -81,5 +84,6 @@ public sealed class LinearLlamaModel : IDisposable
     {
         foreach (LinearLlamaBlock block in _blocks) block.Dispose();
         foreach (NamedParameter parameter in Parameters) parameter.Variable.Dispose();
+        _parameters.Dispose();
     }
 }

@@ -7,9 +7,11 @@ namespace LaspNative.Model;
 /// Makes a model's parameters. Names are Hugging Face's where Llama has a counterpart. Weight decay pulls on matrices; norms' weights are left alone. Values depend on the seed and the tensor's name only: normal numbers drawn on the host in fp32 and then rounded to the model's
 /// type, so that they are the same on every rank, for any number of ranks, and on every device.
 /// </summary>
-internal sealed class ModelParameters(Device device, DType dtype, ulong seed, double initializerRange)
+/// <param name="keepsExact">Whether the unrounded values wait on the device to be taken: drawing a billion of them again takes seconds.</param>
+internal sealed class ModelParameters(Device device, DType dtype, ulong seed, double initializerRange, bool keepsExact = false) : IDisposable
 {
     private readonly List<NamedParameter> _all = [];
+    private readonly Dictionary<string, Tensor> _exact = new(StringComparer.Ordinal);
 
     public IReadOnlyList<NamedParameter> All => _all;
 
@@ -19,9 +21,10 @@ internal sealed class ModelParameters(Device device, DType dtype, ulong seed, do
     /// <summary>A norm's weight [width] of ones; null for a norm that has none.</summary>
     public Variable? NormWeight(string name, long width, NormKind kind) => kind == NormKind.SimpleRms ? null : Add(name, [width]);
 
-    /// <summary>The initial value of a parameter before it is rounded to the model's type, in fp32.</summary>
+    /// <summary>The initial value of a parameter before it is rounded to the model's type, in fp32: the one that was kept, the first time.</summary>
     public Tensor ExactValue(string name, Shape shape)
     {
+        if (_exact.Remove(name, out Tensor? kept)) return kept;
         var values = new float[shape.Count];
         if (shape.Rank == 1) Array.Fill(values, 1);
         else CounterRandom.Named(seed, name).FillNormal(values, initializerRange);
@@ -30,11 +33,20 @@ internal sealed class ModelParameters(Device device, DType dtype, ulong seed, do
 
     private Variable Add(string name, Shape shape)
     {
-        using Tensor exact = ExactValue(name, shape);
+        Tensor exact = ExactValue(name, shape);
         Tensor value = Tensor.Empty(shape, dtype, device, MemoryCategory.Parameters);
         device.Backend.Cast(exact, value);
+        if (keepsExact && dtype != dtype.Accumulator()) _exact.Add(name, exact);
+        else exact.Dispose();
         var variable = Variable.Parameter(value);
         _all.Add(new NamedParameter(name, variable, Decays: shape.Rank > 1));
         return variable;
+    }
+
+    /// <summary>Frees what nobody took; the parameters are the model's.</summary>
+    public void Dispose()
+    {
+        foreach (Tensor exact in _exact.Values) exact.Dispose();
+        _exact.Clear();
     }
 }
