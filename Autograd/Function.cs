@@ -139,10 +139,8 @@ public readonly struct BackwardPass
     /// <summary>Outputs of the function, tokens included.</summary>
     public int OutputCount => _function.Outputs.Length;
 
-    /// <summary>
-    /// Gradient of a single-element output as a number. Where the backward pass started here with the default, 1, no device is asked; otherwise this waits for it.
-    /// </summary>
-    public double OutputScalar(int index) => _function.Outputs[index].IsDefaultRoot ? 1 : RequiredOutput(index).ToDoubles()[0];
+    /// <summary>Gradient of a single-element output, [1]; null where it is the 1 that a backward pass starts with by default. Borrowed.</summary>
+    public Tensor? OutputFactor(int index) => _function.Outputs[index].IsDefaultRoot ? null : RequiredOutput(index);
 
     /// <summary>Whether input <paramref name="index"/> wants a gradient.</summary>
     public bool Wants(int index) => _function.Inputs[index].RequiresGradient;

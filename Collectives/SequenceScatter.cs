@@ -1,3 +1,4 @@
+using System.Buffers;
 using LaspNative.Runtime;
 
 namespace LaspNative.Collectives;
@@ -45,8 +46,12 @@ public static class SequenceScatter
     private static Tensor Chunk(ICommunicator group, SequencePartition partition, int count, ReadOnlySpan<int> sequences, int rank)
     {
         int all = (int)partition.Tokens, start = (int)partition.Start(rank), length = (int)partition.Length(rank);
-        var chunk = new int[count * length];
-        for (int sequence = 0; sequence < count; sequence++) sequences.Slice(sequence * all + start, length).CopyTo(chunk.AsSpan(sequence * length));
-        return Tensor.FromSpan(chunk, [count, length], group.Device);
+        if (length == all) return Tensor.FromSpan(sequences, [count, all], group.Device);
+        int[] rented = ArrayPool<int>.Shared.Rent(count * length); // a step's tokens are large enough to call for full collections if they were garbage
+        Span<int> chunk = rented.AsSpan(0, count * length);
+        for (int sequence = 0; sequence < count; sequence++) sequences.Slice(sequence * all + start, length).CopyTo(chunk[(sequence * length)..]);
+        Tensor tensor = Tensor.FromSpan<int>(chunk, [count, length], group.Device);
+        ArrayPool<int>.Shared.Return(rented);
+        return tensor;
     }
 }

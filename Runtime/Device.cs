@@ -88,6 +88,12 @@ public abstract class Device : IDisposable
     /// <summary>Copies within the device, ordered on the compute stream.</summary>
     public abstract void Copy(nint source, nint destination, long bytes);
 
+    /// <summary>Whether work may still be under way when the call that queued it returns, so that results are best read later.</summary>
+    public bool IsAsynchronous => Kind == DeviceKind.Cuda;
+
+    /// <summary>A way for a few numbers to the host that holds up neither side.</summary>
+    public abstract Readback OpenReadback();
+
     /// <summary>Blocks until all queued work has run. Throws what that work failed with.</summary>
     public abstract void Synchronize();
 

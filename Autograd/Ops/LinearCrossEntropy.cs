@@ -32,27 +32,37 @@ public sealed class LinearCrossEntropy : Function
     public static Variable Apply(Variable x, Variable weight, Tensor labels, double normalizer)
     {
         ArgumentNullException.ThrowIfNull(x);
+        if (!(normalizer > 0)) throw new LaspException($"the loss is divided by {normalizer}; the number of tokens with a label must be above 0");
+        using Tensor scale = Tensor.Empty([1], x.DType.Accumulator(), x.Device);
+        x.Device.Backend.Fill(1 / normalizer, scale);
+        return Apply(x, weight, labels, scale);
+    }
+
+    /// <summary>As above, where only the device knows how many labels count.</summary>
+    /// <param name="scale">1 / normalizer, [1] in Acc; it stays the caller's.</param>
+    public static Variable Apply(Variable x, Variable weight, Tensor labels, Tensor scale)
+    {
+        ArgumentNullException.ThrowIfNull(x);
         ArgumentNullException.ThrowIfNull(weight);
         ArgumentNullException.ThrowIfNull(labels);
+        ArgumentNullException.ThrowIfNull(scale);
         if (x.Shape.Rank != 2 || weight.Shape.Rank != 2 || x.Shape[1] != weight.Shape[1] || x.DType != weight.DType)
             throw new LaspException($"the loss takes x [R, C] and weight [V, C] of one type, got {x.DType} {x.Shape} and {weight.DType} {weight.Shape}");
         if (labels.DType != DType.I32 || labels.Shape != [x.Shape[0]])
             throw new LaspException($"the loss takes one I32 label per row of x {x.Shape}, got {labels.DType} {labels.Shape}");
-        if (!(normalizer > 0)) throw new LaspException($"the loss is divided by {normalizer}; the number of tokens with a label must be above 0");
 
         DType acc = x.DType.Accumulator();
         Tensor? dx = x.RequiresGradient ? Tensor.Empty(x.Shape, x.DType, x.Device) : null;
         Tensor? dWeight = weight.RequiresGradient ? Tensor.Empty(weight.Shape, acc, x.Device, MemoryCategory.Gradients) : null;
-        Tensor loss = Tensor.Zeros([1], acc, x.Device);
+        Tensor loss = Tensor.Empty([1], acc, x.Device);
         using Tensor losses = Tensor.Empty([x.Shape[0]], acc, x.Device);
-        ForEachChunk(x.Value, weight.Value, labels, 1 / normalizer, losses, dx, dWeight);
-        using Tensor sum = Tensor.Empty([1], acc, x.Device);
-        x.Device.Backend.Sum(losses, sum);
-        x.Device.Backend.AddScaled(sum, 1 / normalizer, loss);
+        ForEachChunk(x.Value, weight.Value, labels, scale, losses, dx, dWeight);
+        x.Device.Backend.Sum(losses, loss);
+        x.Device.Backend.Scale(loss, scale, loss);
         return new LinearCrossEntropy(dx, dWeight).Record([x, weight], loss);
     }
 
-    private static void ForEachChunk(Tensor x, Tensor weight, Tensor labels, double scale, Tensor losses, Tensor? dx, Tensor? dWeight)
+    private static void ForEachChunk(Tensor x, Tensor weight, Tensor labels, Tensor scale, Tensor losses, Tensor? dx, Tensor? dWeight)
     {
         IBackend backend = x.Device.Backend;
         long rows = x.Shape[0];
@@ -84,21 +94,15 @@ public sealed class LinearCrossEntropy : Function
 
     protected internal override void Backward(BackwardPass pass)
     {
-        double dLoss = pass.OutputScalar(0);
+        Tensor? dLoss = pass.OutputFactor(0);
         HandOn(pass, 0, ref _dx, dLoss);
         HandOn(pass, 1, ref _dWeight, dLoss);
     }
 
-    private static void HandOn(BackwardPass pass, int index, ref Tensor? gradient, double scale)
+    private static void HandOn(BackwardPass pass, int index, ref Tensor? gradient, Tensor? scale)
     {
         if (gradient is null) return;
-        if (scale != 1)
-        {
-            Tensor scaled = Tensor.Zeros(gradient.Shape, gradient.DType, gradient.Device);
-            gradient.Device.Backend.AddScaled(gradient, scale, scaled);
-            gradient.Dispose();
-            gradient = scaled;
-        }
+        if (scale is not null) gradient.Device.Backend.Scale(gradient, scale, gradient);
         pass.Give(index, gradient);
         gradient = null;
     }

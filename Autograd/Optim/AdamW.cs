@@ -34,7 +34,8 @@ public sealed class AdamW : IDisposable
 
     private readonly AdamWOptions _options;
     private readonly List<Slot> _slots = [];
-    private readonly Device? _device;
+    private readonly AdamWRow[] _rows;
+    private readonly Tensor[] _gradients;
 
     /// <param name="exactValue">
     /// The value of a narrower parameter before it was rounded, in any type; taken over. Null: masters start from the rounded values. From those, which all lie on the
@@ -45,7 +46,8 @@ public sealed class AdamW : IDisposable
         ArgumentNullException.ThrowIfNull(parameters);
         ArgumentNullException.ThrowIfNull(options);
         _options = options;
-        _device = parameters.Count > 0 ? parameters[0].Variable.Device : null;
+        _rows = new AdamWRow[parameters.Count];
+        _gradients = new Tensor[parameters.Count];
         foreach (NamedParameter parameter in parameters)
         {
             Tensor value = parameter.Variable.Value;
@@ -67,38 +69,34 @@ public sealed class AdamW : IDisposable
     /// <summary>Updates made so far.</summary>
     public long StepCount { get; private set; }
 
-    /// <summary>
-    /// Sum of squares over all gradients, before any scale; its root is the global norm. Waits for the device: the one number of a step that the host needs.
-    /// </summary>
-    public double GlobalSquaredNorm()
-    {
-        if (_device is null) return 0;
-        using Tensor sum = Tensor.Zeros([1], _slots[0].Master.DType, _device, MemoryCategory.Workspace);
-        AddSquaredNorm(sum);
-        return sum.ToDoubles()[0];
-    }
-
-    /// <summary>Adds the sum of squares over all gradients here to <paramref name="sum"/> [1], fp32 (fp64).</summary>
+    /// <summary>Adds the sum of squares over all gradients, before any scale, to <paramref name="sum"/> [1], fp32 (fp64): its root is the global norm.</summary>
     public void AddSquaredNorm(Tensor sum)
     {
+        ArgumentNullException.ThrowIfNull(sum);
+        int count = 0;
         foreach (Slot slot in _slots)
-        {
-            if (slot.Parameter.Variable.Gradient is { } gradient) gradient.Device.Backend.AddSumOfSquares(gradient, sum);
-        }
+            if (slot.Parameter.Variable.Gradient is { } gradient) _gradients[count++] = gradient;
+        sum.Device.Backend.AddSumOfSquares(_gradients.AsSpan(0, count), sum);
+        _gradients.AsSpan(0, count).Clear();
     }
 
     /// <summary>Updates every parameter that has a gradient. The gradients stay; free them with <see cref="ZeroGradients"/>.</summary>
-    /// <param name="gradientScale">Multiplies every gradient first: <see cref="GradientClipping.Factor"/>.</param>
-    public void Step(double learningRate, double gradientScale = 1)
+    /// <param name="gradientScale">
+    /// Multiplies every gradient first, [1] in fp32 (fp64), read by the device alone: <see cref="GradientClipping.Factor"/>. NaN: nothing changes. Null: 1.
+    /// </param>
+    public void Step(double learningRate, Tensor? gradientScale = null)
     {
         StepCount++;
-        foreach (Slot slot in _slots)
+        int count = 0;
+        foreach ((NamedParameter parameter, Tensor first, Tensor second, Tensor master) in _slots)
         {
-            (NamedParameter parameter, Tensor first, Tensor second, Tensor master) = slot;
             if (parameter.Variable.Gradient is not { } gradient) continue;
-            var step = new AdamWStep(learningRate, _options.Beta1, _options.Beta2, _options.Epsilon, parameter.Decays ? _options.WeightDecay : 0, StepCount, gradientScale);
-            master.Device.Backend.AdamW(gradient, step, first, second, master, parameter.Variable.Value);
+            _rows[count++] = new AdamWRow(gradient, first, second, master, parameter.Variable.Value, parameter.Decays ? _options.WeightDecay : 0);
         }
+        if (count == 0) return;
+        var step = new AdamWStep(learningRate, _options.Beta1, _options.Beta2, _options.Epsilon, StepCount);
+        _rows[0].Master.Device.Backend.AdamW(_rows.AsSpan(0, count), step, gradientScale);
+        _rows.AsSpan(0, count).Clear();
     }
 
     public void ZeroGradients()

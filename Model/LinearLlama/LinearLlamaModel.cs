@@ -53,16 +53,16 @@ public sealed class LinearLlamaModel : IDisposable
     public Tensor InitialValue(NamedParameter parameter) => _parameters.ExactValue(parameter.Name, parameter.Variable.Shape);
 
     /// <summary>
-    /// This rank's part of the loss, [1]: the sum of its tokens' losses / <paramref name="normalizer"/>. The sum over the group's ranks is the loss.
+    /// This rank's part of the loss, [1]: the sum of its tokens' losses x <paramref name="scale"/>. The sum over the group's ranks is the loss.
     /// </summary>
     /// <param name="ids">Token ids [B, C] of this rank's chunk; a constant of the step's tape.</param>
     /// <param name="labels">[B*C]; negative ones do not count.</param>
-    /// <param name="normalizer">Labels that count, over all ranks.</param>
-    public Variable Loss(Variable ids, Tensor labels, double normalizer, SequenceContext sequence)
+    /// <param name="scale">[1]: 1 / labels that count, over all ranks (<see cref="IBackend.CountReciprocal"/>).</param>
+    public Variable Loss(Variable ids, Tensor labels, Tensor scale, SequenceContext sequence)
     {
         using Variable hidden = Hidden(ids, sequence);
         using Variable rows = Reshape.Apply(hidden, [hidden.Shape.Rows, Config.HiddenSize]);
-        return LinearCrossEntropy.Apply(rows, _lmHead, labels, normalizer);
+        return LinearCrossEntropy.Apply(rows, _lmHead, labels, scale);
     }
 
     /// <summary>The normed output of the last layer, [B, C, hidden].</summary>

@@ -21,46 +21,44 @@ internal sealed class GlobalStep
     public GlobalStep(LinearLlamaModel model, ICommunicator world, SequenceContext sequence, GradientBuckets gradients) =>
         (_model, _world, _sequence, _gradients) = (model, world, sequence, gradients);
 
-    /// <summary>Sums the gradients, each message sent while backward goes on. Returns the loss, and whether any rank was told to stop.</summary>
-    /// <param name="batch">The group's share on its source rank, null on the others.</param>
+    /// <summary>Sums the gradients, each message sent while backward goes on. On a GPU all of it is only queued: the host reads nothing back.</summary>
+    /// <param name="batch">The group's share on its source rank, null on the others. It may be filled anew on return.</param>
     /// <param name="sequences">How many sequences that share has, known to all.</param>
     /// <param name="stop">Whether this rank was told to stop.</param>
-    public (double Loss, bool Stop) Run(SequenceBatch? batch, int sequences, bool stop = false)
+    /// <param name="totals">[2] in fp32 (fp64): becomes the loss, and the number of ranks that were told to stop.</param>
+    public void Run(SequenceBatch? batch, int sequences, bool stop, Tensor totals)
     {
         using var tape = new Tape();
-        long labelled = SumOverWorld(batch?.ValidLabels ?? 0);
+        using Tensor scale = LossScale(batch?.ValidLabels ?? 0, totals.DType);
         using Variable ids = tape.Constant(Scatter(batch is null ? [] : batch.AllTokens, sequences)); // [B, C]
         using Tensor labels = Scatter(batch is null ? [] : batch.AllLabels, sequences);
         using Tensor flatLabels = labels.View([labels.Count]);
-        using Variable loss = _model.Loss(ids, flatLabels, Math.Max(1, labelled), _sequence);
-        using Tensor totals = LossAndStop(loss.Value, stop);
+        using Variable loss = _model.Loss(ids, flatLabels, scale, _sequence);
+        Put(loss.Value, stop, totals);
         CommunicationWork reduced = _world.AllReduce(totals);
         loss.Backward();
         reduced.Wait();
-        double[] values = totals.ToDoubles();
         _gradients.Finish();
-        return (values[0], values[1] > 0);
     }
 
     private Tensor Scatter(ReadOnlySpan<int> values, int sequences) => SequenceScatter.Scatter(_sequence.Group, _sequence.Partition, sequences, values);
 
-    /// <summary>The sum of a count over all ranks, exact to 2^40 in fp32 because it travels as two digits.</summary>
-    private long SumOverWorld(long count)
+    /// <summary>1 / labels that count over all ranks, [1]. A source rank knows its group's number on the host; the sum is known to devices alone, exact to 2^40 because it travels as two digits.</summary>
+    private Tensor LossScale(long labels, DType dtype)
     {
-        const long Base = 1 << 20;
-        using Tensor digits = Tensor.FromSpan([(float)(count / Base), count % Base], [2], _world.Device);
-        _world.AllReduce(digits).Wait();
-        float[] sums = digits.ToArray<float>();
-        return (long)sums[0] * Base + (long)sums[1];
+        ReadOnlySpan<float> digits = [labels / IBackend.CountDigit, labels % IBackend.CountDigit];
+        using Tensor count = Tensor.FromSpan(digits, [2], _world.Device);
+        _world.AllReduce(count).Wait();
+        Tensor scale = Tensor.Empty([1], dtype, _world.Device);
+        _world.Device.Backend.CountReciprocal(count, scale);
+        return scale;
     }
 
-    /// <summary>[this rank's loss, 1 if it was told to stop]: summed over ranks, both say the same to everybody.</summary>
-    private static Tensor LossAndStop(Tensor loss, bool stop)
+    /// <summary>totals = [this rank's loss, 1 if it was told to stop]: summed over ranks, both say the same to everybody.</summary>
+    private static void Put(Tensor loss, bool stop, Tensor totals)
     {
-        double flag = stop ? 1 : 0;
-        Tensor totals = loss.DType == DType.F64 ? Tensor.FromSpan([0.0, flag], [2], loss.Device) : Tensor.FromSpan([0f, (float)flag], [2], loss.Device);
-        using Tensor first = totals.Slice(0, 1);
-        loss.Device.Backend.AddScaled(loss, 1, first);
-        return totals;
+        using Tensor first = totals.Slice(0, 1), second = totals.Slice(1, 1);
+        loss.Device.Backend.Cast(loss, first);
+        loss.Device.Backend.Fill(stop ? 1 : 0, second);
     }
 }

@@ -24,10 +24,12 @@ internal sealed class Trainer : IDisposable
     private readonly ModelReplica _replica;
     private readonly InputStash? _inputs;
     private readonly GlobalStep _step;
+    private readonly StepReports _reports;
 
     public Trainer(TrainOptions options, TokenStream stream, RankContext rank, ITrainingListener? listener, IStepProbe? probe = null)
     {
         (_options, _stream, _rank, _listener, _probe) = (options, stream, rank, listener, probe);
+        _reports = new StepReports(rank.Device);
         TrainingRecipe recipe = options.Recipe;
         _schedule = new LearningRateSchedule(recipe);
         _waits = WaitAccount.For(rank.Device);
@@ -60,29 +62,47 @@ internal sealed class Trainer : IDisposable
         bool cancelled = false;
         while (step < _options.LastStep && !cancelled)
         {
-            (StepRecord record, cancelled) = Step(++step);
+            Queue(++step);
+            while (_reports.IsDue) Report();
+            cancelled |= _rank.Size == 1 && _rank.Cancellation.IsCancellationRequested; // a rank alone need not ask the others
+            bool isLast = cancelled || step == _options.LastStep, saves = isLast || (_options.CheckpointEvery > 0 && step % _options.CheckpointEvery == 0);
+            if (!saves) continue;
+            while (_reports.Any) Report();
+            if (!_options.LeavesNothing) checkpoint = Save(step);
+        }
+        return new TrainingResult(firstLoss, lastLoss, step, cancelled && step < _options.LastStep, checkpoint ?? "");
+
+        void Report()
+        {
+            (StepRecord record, bool stop) = Finish(_reports.Take());
             metrics?.Write(record);
             _listener?.Step(record);
             firstLoss ??= record.Loss;
             lastLoss = record.Loss;
-            bool isLast = cancelled || step == _options.LastStep;
-            if (_options.LeavesNothing) continue;
-            if (isLast || (_options.CheckpointEvery > 0 && step % _options.CheckpointEvery == 0)) checkpoint = Save(step);
+            cancelled |= stop;
         }
-        return new TrainingResult(firstLoss, lastLoss, step, cancelled && step < _options.LastStep, checkpoint ?? "");
     }
 
-    private (StepRecord Record, bool Cancelled) Step(long step)
+    /// <summary>Queues all work of a step. What it says is read later, also whether it was skipped: the device changes nothing where loss or gradient are not finite.</summary>
+    private void Queue(long step)
     {
         long start = Stopwatch.GetTimestamp();
         _probe?.Before(step);
-        (double loss, bool cancelled) = _step.Run(_sampler?.Sample(step), _groupBatch, _rank.Cancellation.IsCancellationRequested);
-        if (!double.IsFinite(loss)) throw new LaspException($"the loss is {loss} at step {step}; lower the learning rate ({_options.Recipe.LearningRate}) or go on from an earlier checkpoint");
-        double squaredNorm = _replica.SquaredNorm();
+        using Tensor numbers = Tensor.Empty([3], _model.DType.Accumulator(), _rank.Device, MemoryCategory.Workspace);
+        using Tensor totals = numbers.Slice(0, 2), loss = numbers.Slice(0, 1), squaredNorm = numbers.Slice(2, 1);
+        _step.Run(_sampler?.Sample(step), _groupBatch, _rank.Cancellation.IsCancellationRequested, totals);
+        _replica.SquaredNorm(squaredNorm);
         double rate = _schedule[step];
-        _replica.Update(rate, GradientClipping.Factor(squaredNorm, _options.Recipe.ClipNorm));
+        using (Tensor factor = GradientClipping.Factor(squaredNorm, loss, _options.Recipe.ClipNorm)) _replica.Update(rate, factor);
         _waits.EndStep();
-        double seconds = Stopwatch.GetElapsedTime(start).TotalSeconds;
+        _reports.Add(new QueuedStep(step, start, rate, _rank.Device.Memory.Peak), numbers);
+    }
+
+    private (StepRecord Record, bool Stop) Finish(FinishedStep finished)
+    {
+        ((long step, _, double rate, long peak), double loss, bool stop, double squaredNorm, double seconds) = finished;
+        if (!double.IsFinite(loss)) throw new LaspException($"the loss is {loss} at step {step}; lower the learning rate ({_options.Recipe.LearningRate}) or go on from an earlier checkpoint");
+        if (!double.IsFinite(squaredNorm)) throw new LaspException($"the squared gradient norm is {squaredNorm} at step {step}; lower the learning rate ({_options.Recipe.LearningRate}) or look for a bad batch");
         double tokensPerSecond = _options.Recipe.Batch * _options.Recipe.SequenceLength / seconds;
         var record = new StepRecord(
             step,
@@ -91,10 +111,10 @@ internal sealed class Trainer : IDisposable
             rate,
             tokensPerSecond,
             tokensPerSecond * _options.Config.FlopsPerToken(_options.Recipe.SequenceLength) / 1e12,
-            _rank.Device.Memory.Peak,
+            peak,
             _waits.TakeStep().TotalSeconds / seconds,
             seconds);
-        return (record, cancelled);
+        return (record, stop);
     }
 
     private TrainerState StateAt(long step) => new()
@@ -142,6 +162,7 @@ internal sealed class Trainer : IDisposable
 
     public void Dispose()
     {
+        _reports.Dispose();
         _replica.Dispose();
         _inputs?.Dispose();
         _model.Dispose();

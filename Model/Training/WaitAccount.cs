@@ -81,7 +81,7 @@ internal abstract class WaitAccount : IDisposable
         {
             List<(CudaEvent Start, CudaEvent End)> waits = _ended.Dequeue();
             double milliseconds = 0;
-            if (waits.Count > 0) waits[^1].End.Synchronize();
+            if (waits.Count > 0 && !waits[^1].End.IsComplete) waits[^1].End.Synchronize();
             foreach ((CudaEvent start, CudaEvent end) in waits)
             {
                 milliseconds += CudaEvent.ElapsedMilliseconds(start, end);

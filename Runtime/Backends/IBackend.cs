@@ -10,9 +10,16 @@ public enum GateActivation
     Identity,
 }
 
-/// <summary>One AdamW update's scalars (decoupled weight decay, bias correction by <paramref name="Step"/>, which counts from 1).</summary>
-/// <param name="GradientScale">Multiplies the gradient before anything else: the clipping factor.</param>
-public readonly record struct AdamWStep(double LearningRate, double Beta1, double Beta2, double Epsilon, double WeightDecay, long Step, double GradientScale);
+/// <summary>What all tensors of one AdamW update share (bias correction by <paramref name="Step"/>, which counts from 1).</summary>
+public readonly record struct AdamWStep(double LearningRate, double Beta1, double Beta2, double Epsilon, long Step);
+
+/// <summary>One tensor's part in an AdamW update, all of one number of elements.</summary>
+/// <param name="Gradient">Of Acc, or BF16.</param>
+/// <param name="M">First moment, of Acc.</param>
+/// <param name="V">Second moment, of Acc.</param>
+/// <param name="Master">The weights, of Acc.</param>
+/// <param name="Parameter">The weights rounded to T; may be the same tensor as the master.</param>
+public readonly record struct AdamWRow(Tensor Gradient, Tensor M, Tensor V, Tensor Master, Tensor Parameter, double WeightDecay);
 
 /// <summary>
 /// The narrow waist: all the mathematics that a model needs, once per device kind. Everything above it is device-blind.
@@ -37,6 +44,9 @@ public interface IBackend
     /// <summary>y = a + b.</summary>
     void Add(Tensor a, Tensor b, Tensor y);
 
+    /// <summary>y = factor[0] * x, with a factor [1] of Acc that the device knows.</summary>
+    void Scale(Tensor x, Tensor factor, Tensor y);
+
     /// <summary>Adds: y += alpha * x. x and y may differ in dtype (bf16 into fp32).</summary>
     void AddScaled(Tensor x, double alpha, Tensor y);
 
@@ -57,8 +67,8 @@ public interface IBackend
     /// <summary>result[0] = sum of x, in Acc; result is [1] of Acc.</summary>
     void Sum(Tensor x, Tensor result);
 
-    /// <summary>Adds: result[0] += sum of x*x; result is [1] of Acc.</summary>
-    void AddSumOfSquares(Tensor x, Tensor result);
+    /// <summary>Adds: result[0] += sum of x*x over all elements of all tensors, each of Acc or BF16; result is [1] of Acc.</summary>
+    void AddSumOfSquares(ReadOnlySpan<Tensor> tensors, Tensor result);
 
     // ---- Matrix product (Gemm.cs) ----
 
@@ -244,16 +254,31 @@ public interface IBackend
     // ---- Loss (CrossEntropy.cs) ----
 
     /// <summary>
-    /// Per row r of logits [R, V]: losses[r] = logsumexp(logits[r]) - logits[r, label], and in place logits[r, :] = gradientScale * (softmax(logits[r]) - onehot(label)).
-    /// labels I32 [R]; a negative label is ignored: loss 0, gradient 0. losses [R] of Acc. logits is T or Acc.
+    /// Per row r of logits [R, V]: losses[r] = logsumexp(logits[r]) - logits[r, label], and in place logits[r, :] = gradientScale[0] * (softmax(logits[r]) - onehot(label)).
+    /// labels I32 [R]; a negative label is ignored: loss 0, gradient 0. gradientScale [1] and losses [R] of Acc. logits is T or Acc.
     /// </summary>
-    void CrossEntropyInPlace(Tensor logits, Tensor labels, double gradientScale, Tensor losses);
+    void CrossEntropyInPlace(Tensor logits, Tensor labels, Tensor gradientScale, Tensor losses);
+
+    /// <summary>
+    /// reciprocal[0] = 1 / max(1, count[0] * <see cref="CountDigit"/> + count[1]): what makes a mean of a sum over tokens. count F32 [2]: two digits in which a number of up to 2^40 labels
+    /// is summed over ranks exactly. reciprocal [1] of Acc.
+    /// </summary>
+    void CountReciprocal(Tensor count, Tensor reciprocal);
+
+    /// <summary>What the first digit of a count weighs.</summary>
+    const int CountDigit = 1 << 20;
 
     // ---- Optimizer (AdamW.cs) ----
 
     /// <summary>
-    /// One AdamW step on fp32 (Acc) master weights: m = b1 m + (1-b1) g; v = b2 v + (1-b2) g^2; master -= lr * (mhat / (sqrt(vhat) + eps) + wd * master); then parameter = master rounded to its dtype
-    /// (parameter may be the same tensor as master). gradient, m, v, master are of Acc.
+    /// factor[0] = min(1, bound / sqrt(squaredNorm[0])), 1 where bound is 0; NaN, which <see cref="AdamW"/> takes as "change nothing", where the squared norm or the loss is not finite.
+    /// All [1] of Acc.
     /// </summary>
-    void AdamW(Tensor gradient, in AdamWStep step, Tensor m, Tensor v, Tensor master, Tensor parameter);
+    void ClipFactor(Tensor squaredNorm, Tensor loss, double bound, Tensor factor);
+
+    /// <summary>
+    /// One AdamW step on the master weights of all rows, with g = gradientScale[0] * gradient (null: 1): m = b1 m + (1-b1) g; v = b2 v + (1-b2) g^2;
+    /// master -= lr * (mhat / (sqrt(vhat) + eps) + wd * master); then parameter = master rounded to its dtype. A scale of NaN leaves everything as it is. gradientScale [1] of Acc.
+    /// </summary>
+    void AdamW(ReadOnlySpan<AdamWRow> rows, in AdamWStep step, Tensor? gradientScale);
 }

@@ -13,6 +13,7 @@ public sealed partial class CudaContext : IDisposable
     private static CUresult? s_initialized;
 
     private readonly bool _retained;
+    private long _hostWaits;
     private int _disposed;
 
     private CudaContext(nint handle, int gpu, bool retained)
@@ -30,6 +31,9 @@ public sealed partial class CudaContext : IDisposable
 
     /// <summary>As the driver calls it: "NVIDIA H200".</summary>
     internal string GpuName => NameOf(Gpu);
+
+    /// <summary>How often a host thread has waited here for the GPU.</summary>
+    internal long HostWaits => Volatile.Read(ref _hostWaits);
 
     /// <summary>Retains the primary context of GPU <paramref name="index"/> and makes it current.</summary>
     public static CudaContext OpenPrimary(int index)
@@ -100,6 +104,8 @@ public sealed partial class CudaContext : IDisposable
         CudaDriver.cuDeviceGetName(name, Length, gpu).Check();
         return Marshal.PtrToStringUTF8((nint)name) ?? "";
     }
+
+    internal void CountHostWait() => Interlocked.Increment(ref _hostWaits);
 
     internal int Attribute(CUdevice_attribute attribute)
     {

@@ -10,6 +10,7 @@ public sealed class CudaDevice : Device
 {
     private readonly MemoryPool _pool;
     private readonly StagingRing _staging;
+    private readonly PinnedSlots _results;
     private readonly bool _ownsStream;
     private Storage? _workspace;
     private Blas? _blas;
@@ -32,6 +33,7 @@ public sealed class CudaDevice : Device
         Kernels = new KernelLibrary(context, KernelCompiler.ArchitectureFor(ComputeCapability));
         _pool = new MemoryPool(context);
         _staging = new StagingRing(context);
+        _results = new PinnedSlots(context);
     }
 
     public CudaContext Context { get; }
@@ -55,6 +57,9 @@ public sealed class CudaDevice : Device
     public Blas Blas => _blas ??= new Blas(this, GemmChoices.Of(this));
 
     public override IBackend Backend => _backend ??= new CudaBackend(this);
+
+    /// <summary>How often the host has waited for this device's GPU so far: streams and events that it synchronised with.</summary>
+    public long HostWaits => Context.HostWaits;
 
     /// <summary>Bytes that the driver holds for this device, in use or kept for reuse.</summary>
     public long ReservedBytes => _pool.ReservedBytes;
@@ -171,6 +176,8 @@ public sealed class CudaDevice : Device
         Kernels.Observer?.AfterOther("copy", Stream);
     }
 
+    public override Readback OpenReadback() => new CudaReadback(this, _results);
+
     /// <summary>Waits for the compute stream and the communication stream.</summary>
     public override void Synchronize()
     {
@@ -192,6 +199,7 @@ public sealed class CudaDevice : Device
         _disposed = 1;
         Kernels.Dispose();
         _staging.Dispose();
+        _results.Dispose();
         _pool.Dispose();
         CommunicationStream.Dispose();
         if (_ownsStream) Stream.Dispose();

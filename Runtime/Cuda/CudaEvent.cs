@@ -34,7 +34,11 @@ public sealed class CudaEvent : IDisposable
     }
 
     /// <summary>Blocks the host until the work before the mark has run. Throws what it failed with.</summary>
-    public void Synchronize() => CudaDriver.cuEventSynchronize(Handle).Check();
+    public void Synchronize()
+    {
+        _context.CountHostWait();
+        CudaDriver.cuEventSynchronize(Handle).Check();
+    }
 
     /// <summary>Whether the work before the mark has run; never waits.</summary>
     public bool IsComplete

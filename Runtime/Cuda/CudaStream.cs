@@ -38,7 +38,11 @@ public sealed class CudaStream : IDisposable
     }
 
     /// <summary>Blocks the host until all queued work has run. Throws what that work failed with.</summary>
-    public void Synchronize() => CudaDriver.cuStreamSynchronize(Handle).Check();
+    public void Synchronize()
+    {
+        _owner?.CountHostWait();
+        CudaDriver.cuStreamSynchronize(Handle).Check();
+    }
 
     /// <summary>
     /// Queues a copy between any two of device memory (of any GPU) and pinned host memory. The memory must stay alive until it has run.

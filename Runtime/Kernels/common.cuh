@@ -17,6 +17,7 @@ typedef float element;
 
 constexpr int WARP = 32;
 constexpr int PACK = 8;  // elements of one pack: 16 bytes of bf16, 32 bytes of fp32
+constexpr int QUAD = 4;  // elements of half a pack: 16 bytes of fp32, for kernels that move mostly that
 
 #define INFINITE __int_as_float(0x7F800000)
 
@@ -33,7 +34,7 @@ __device__ __forceinline__ void from_float(float x, bf16& y)  // rounds to neare
     asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y) : "f"(x));
 }
 
-// ---- Packs: N consecutive elements as fp32. N = PACK needs 16-byte alignment, N = 1 needs none ----
+// ---- Packs: N consecutive elements as fp32. N = PACK and N = QUAD need 16-byte alignment, N = 1 needs none ----
 
 template <int N> struct Lanes { static constexpr int count = N; };
 
@@ -46,17 +47,29 @@ template <> struct Stored<float, PACK> { float4 low, high; };
 
 template <> struct Stored<bf16, PACK> { uint4 bits; };
 
+template <> struct Stored<float, QUAD> { float4 value; };
+
+template <> struct Stored<bf16, QUAD> { uint2 bits; };
+
 template <typename T> __device__ __forceinline__ Stored<T, 1> fetch(const T* x, Lanes<1>) { return { *x }; }
 
 __device__ __forceinline__ Stored<float> fetch(const float* x, Lanes<PACK>) { return { ((const float4*)x)[0], ((const float4*)x)[1] }; }
 
 __device__ __forceinline__ Stored<bf16> fetch(const bf16* x, Lanes<PACK>) { return { *(const uint4*)x }; }
 
+__device__ __forceinline__ Stored<float, QUAD> fetch(const float* x, Lanes<QUAD>) { return { *(const float4*)x }; }
+
+__device__ __forceinline__ Stored<bf16, QUAD> fetch(const bf16* x, Lanes<QUAD>) { return { *(const uint2*)x }; }
+
 template <typename T> __device__ __forceinline__ void put(const Stored<T, 1>& x, T* y) { *y = x.value; }
 
 __device__ __forceinline__ void put(const Stored<float>& x, float* y) { ((float4*)y)[0] = x.low, ((float4*)y)[1] = x.high; }
 
 __device__ __forceinline__ void put(const Stored<bf16>& x, bf16* y) { *(uint4*)y = x.bits; }
+
+__device__ __forceinline__ void put(const Stored<float, QUAD>& x, float* y) { *(float4*)y = x.value; }
+
+__device__ __forceinline__ void put(const Stored<bf16, QUAD>& x, bf16* y) { *(uint2*)y = x.bits; }
 
 template <typename T> __device__ __forceinline__ Pack<1> unpack(const Stored<T, 1>& x) { return { { to_float(x.value) } }; }
 
@@ -75,6 +88,13 @@ __device__ __forceinline__ Pack<PACK> unpack(const Stored<bf16>& x)
         p.at[2 * i + 1] = __uint_as_float(pair[i] & 0xFFFF0000u);
     }
     return p;
+}
+
+__device__ __forceinline__ Pack<QUAD> unpack(const Stored<float, QUAD>& x) { return { { x.value.x, x.value.y, x.value.z, x.value.w } }; }
+
+__device__ __forceinline__ Pack<QUAD> unpack(const Stored<bf16, QUAD>& x)
+{
+    return { { __uint_as_float(x.bits.x << 16), __uint_as_float(x.bits.x & 0xFFFF0000u), __uint_as_float(x.bits.y << 16), __uint_as_float(x.bits.y & 0xFFFF0000u) } };
 }
 
 // Makes the compiler forget that it has unpacked x before, so that across a barrier it holds x rather than the Pack.
@@ -96,6 +116,14 @@ __device__ __forceinline__ void pack(const Pack<PACK>& x, Stored<bf16>& y)
 #pragma unroll
     for (int i = 0; i < 4; ++i) asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair[i]) : "f"(x.at[2 * i + 1]), "f"(x.at[2 * i]));
     y.bits = make_uint4(pair[0], pair[1], pair[2], pair[3]);
+}
+
+__device__ __forceinline__ void pack(const Pack<QUAD>& x, Stored<float, QUAD>& y) { y.value = make_float4(x.at[0], x.at[1], x.at[2], x.at[3]); }
+
+__device__ __forceinline__ void pack(const Pack<QUAD>& x, Stored<bf16, QUAD>& y)
+{
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(y.bits.x) : "f"(x.at[1]), "f"(x.at[0]));
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(y.bits.y) : "f"(x.at[3]), "f"(x.at[2]));
 }
 
 template <typename T, int N> __device__ __forceinline__ Pack<N> load(const T* x, Lanes<N> lanes) { return unpack(fetch(x, lanes)); }
@@ -137,6 +165,20 @@ template <typename Body> __device__ __forceinline__ void for_each_column(int64 c
     } else {
         for (int64 c = thread; c < columns; c += threads) body(c, Lanes<1>());
     }
+}
+
+// ---- Tables: many tensors in one launch ----
+
+// Chunks are numbered through all rows of a table; row r holds those below its `end` that no row before it holds. The row of a chunk, by bisection:
+template <typename Row> __device__ __forceinline__ int row_of_chunk(const Row* rows, int count, int64 chunk)
+{
+    int first = 0, last = count - 1;
+    while (first < last) {
+        const int middle = (first + last) / 2;
+        if (chunk < rows[middle].end) last = middle;
+        else first = middle + 1;
+    }
+    return first;
 }
 
 // ---- Reductions ----

@@ -1,5 +1,5 @@
 // Per row of logits [R, V]: losses[r] = logsumexp(logits[r]) - logits[r, label], and in place
-//     logits[r, :] = gradient_scale * (softmax(logits[r]) - onehot(label)).
+//     logits[r, :] = gradient_scale[0] * (softmax(logits[r]) - onehot(label)).
 // A negative label gives loss 0 and gradient 0; a label beyond V gives a loss of NaN, for there is no such class.
 // Launch: one block per row, of 1024 threads where the row has work for them, with shared memory for its first `kept` columns (a multiple of 8). The second pass, for
 // the gradient, finds those there and most others in the cache, as few rows are under way at once. fp32, deterministic.
@@ -71,11 +71,15 @@ template <int N> __device__ __forceinline__ void cross_entropy(element* x, int64
     });
 }
 
-KERNEL __launch_bounds__(THREADS, 1) cross_entropy_in_place(element* logits, const int* labels, int64 columns, int64 kept, float gradient_scale, float* losses)
+KERNEL __launch_bounds__(THREADS, 1) cross_entropy_in_place(element* logits, const int* labels, int64 columns, int64 kept, const float* gradient_scale, float* losses)
 {
     __shared__ float scratch[WARP];
+    const float scale = *gradient_scale;
     element* x = logits + blockIdx.x * columns;
     const int64 label = labels[blockIdx.x];
-    if (packs_fit(columns, (const element*)logits)) cross_entropy<PACK>(x, label, columns, kept, gradient_scale, scratch, losses + blockIdx.x);
-    else cross_entropy<1>(x, label, columns, kept, gradient_scale, scratch, losses + blockIdx.x);
+    if (packs_fit(columns, (const element*)logits)) cross_entropy<PACK>(x, label, columns, kept, scale, scratch, losses + blockIdx.x);
+    else cross_entropy<1>(x, label, columns, kept, scale, scratch, losses + blockIdx.x);
 }
+
+// reciprocal = 1 / max(1, count[0] * digit + count[1]): the scale of a mean over tokens, from a count in two exact digits. One thread.
+KERNEL count_reciprocal(const float* count, double digit, float* reciprocal) { *reciprocal = (float)(1.0 / fmax(1.0, count[0] * digit + count[1])); }

@@ -40,6 +40,18 @@ KERNEL add(const element* a, const element* b, int64 count, element* y)
     });
 }
 
+// y = factor[0] * x
+KERNEL scale(const element* x, const float* factor, int64 count, element* y)
+{
+    const float alpha = *factor;
+    for_each_element(count, packs_fit(PACK, x, y), [&](int64 i, auto lanes) {
+        auto p = load(x + i, lanes);
+#pragma unroll
+        for (int j = 0; j < lanes.count; ++j) p.at[j] *= alpha;
+        store(p, y + i);
+    });
+}
+
 // y += alpha * x
 template <typename To> __device__ __forceinline__ void add_scaled(const element* x, float alpha, int64 count, To* y)
 {

@@ -13,6 +13,7 @@ public enum OperandKind
     Acc,
     I32,
     I64,
+    F32,
 }
 
 /// <summary>One tensor of a backend call. Without values it is an output, poisoned before the call; with values an input, or a destination that is added to or changed in place.</summary>
@@ -23,6 +24,7 @@ public sealed record Operand(string Name, Shape Shape, OperandKind Kind, double[
         OperandKind.T => element,
         OperandKind.Acc => element.Accumulator(),
         OperandKind.I64 => Runtime.DType.I64,
+        OperandKind.F32 => Runtime.DType.F32,
         _ => Runtime.DType.I32,
     };
 }

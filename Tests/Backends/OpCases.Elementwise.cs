@@ -74,6 +74,12 @@ public static partial class OpCases
                 Call = (backend, t) => backend.AddScaled(t("x"), 0.5, t("y")),
                 Oracle = v => Results(("y", ElementwiseOracle.Map(v("x"), v("y"), (a, b) => b + 0.5 * a))),
             };
+            s_rows[$"scale {count}"] = () => new OpCase
+            {
+                Operands = [T("x", shape, x), Acc("factor", [1], [-0.375]), T("y", shape)],
+                Call = (backend, t) => backend.Scale(t("x"), t("factor"), t("y")),
+                Oracle = v => Results(("y", [.. v("x").Select(a => -0.375 * a)])),
+            };
             s_rows[$"silu {count}"] = () => new OpCase
             {
                 Operands = [T("x", shape, x), T("y", shape)],
@@ -95,9 +101,9 @@ public static partial class OpCases
             };
             s_rows[$"add sum of squares {count}"] = () => new OpCase
             {
-                Operands = [T("x", shape, x), Acc("result", [1], [7])],
-                Call = (backend, t) => backend.AddSumOfSquares(t("x"), t("result")),
-                Oracle = v => Results(("result", [7 + v("x").Sum(a => a * a)])),
+                Operands = [T("x", shape, x), T("y", [7], TestData.Normal(7, 4)), Acc("z", [3 * count], TestData.Normal(3 * count, 5)), Acc("result", [1], [7])],
+                Call = (backend, t) => backend.AddSumOfSquares([t("x"), t("y"), t("z")], t("result")),
+                Oracle = v => Results(("result", [7 + v("x").Concat(v("y")).Concat(v("z")).Sum(a => a * a)])),
             };
             foreach (GateActivation activation in Enum.GetValues<GateActivation>()) AddGatedLinearUnit(activation, shape, x, y, z);
         }

@@ -15,7 +15,12 @@ public static partial class OpCases
             AddCrossEntropy(rows, vocabulary, OperandKind.Acc);
         }
         AddLinearCrossEntropy(rows: 7, vocabulary: 11, width: 5);
-        foreach (long step in (long[])[1, 1000]) AddAdamW(count: 4_099, step);
+        foreach (OperandKind gradient in (OperandKind[])[OperandKind.Acc, OperandKind.T])
+            foreach (long step in (long[])[1, 1000]) AddAdamW(gradient, step);
+        AddSkippedAdamW();
+        foreach ((double squares, double loss, double bound) in ((double, double, double)[])[(4, 1, 1), (0.25, 1, 1), (100, 1, 0), (0, 1, 1), (double.NaN, 1, 1), (double.PositiveInfinity, 1, 0), (4, double.NaN, 1)])
+            AddClipFactor(squares, loss, bound);
+        foreach (long count in (long[])[0, 1, 8191, (5L << 20) + 3]) AddCountReciprocal(count);
     }
 
     private static long[] Labels(int rows, int vocabulary) => [.. Enumerable.Range(0, rows).Select(r => r % 4 == 2 ? -1L - r : (r * 7 + 3) % vocabulary)];
@@ -29,9 +34,9 @@ public static partial class OpCases
             Operands =
             [
                 new Operand("logits", [rows, vocabulary], kind, TestData.Heads(1, rows, vocabulary, 1, rank: 3)),
-                new Operand("labels", [rows], OperandKind.I32, Array.ConvertAll(labels, l => (double)l)), Acc("losses", [rows]),
+                new Operand("labels", [rows], OperandKind.I32, Array.ConvertAll(labels, l => (double)l)), Acc("scale", [1], [Scale]), Acc("losses", [rows]),
             ],
-            Call = (backend, t) => backend.CrossEntropyInPlace(t("logits"), t("labels"), Scale, t("losses")),
+            Call = (backend, t) => backend.CrossEntropyInPlace(t("logits"), t("labels"), t("scale"), t("losses")),
             Oracle = v =>
             {
                 (double[] losses, double[] gradient) = MatrixOracle.CrossEntropy(v("logits"), labels, vocabulary, Scale);
@@ -66,23 +71,76 @@ public static partial class OpCases
         };
     }
 
-    private static void AddAdamW(int count, long step)
+    /// <summary>Three tensors in one call: many chunks with a rest, less than one, and none; only the first decays.</summary>
+    private static void AddAdamW(OperandKind gradient, long step)
     {
-        var scalars = new AdamWStep(LearningRate: 0.01, Beta1: 0.9, Beta2: 0.95, Epsilon: 1e-8, WeightDecay: 0.1, step, GradientScale: 0.7);
-        s_rows[$"adamw step {step}"] = () => new OpCase
+        var scalars = new AdamWStep(LearningRate: 0.01, Beta1: 0.9, Beta2: 0.95, Epsilon: 1e-8, step);
+        const double Scale = 0.7;
+        (string Suffix, int Count, double WeightDecay)[] tensors = [(" a", 9_099, 0.1), (" b", 131, 0), (" c", 0, 0)];
+        s_rows[$"adamw step {step} gradient {gradient}"] = () => new OpCase
         {
             Operands =
             [
-                Acc("gradient", [count], TestData.Normal(count, 1)), Acc("m", [count], TestData.Normal(count, 2)),
-                Acc("v", [count], Array.ConvertAll(TestData.Normal(count, 3), x => x * x)), Acc("master", [count], TestData.Normal(count, 4)), T("parameter", [count]),
+                Acc("scale", [1], [Scale]),
+                .. tensors.SelectMany((x, i) => (Operand[])
+                [
+                    new("gradient" + x.Suffix, [x.Count], gradient, TestData.Normal(x.Count, 5 * i + 1)), Acc("m" + x.Suffix, [x.Count], TestData.Normal(x.Count, 5 * i + 2)),
+                    Acc("v" + x.Suffix, [x.Count], Array.ConvertAll(TestData.Normal(x.Count, 5 * i + 3), v => v * v)), Acc("master" + x.Suffix, [x.Count], TestData.Normal(x.Count, 5 * i + 4)),
+                    T("parameter" + x.Suffix, [x.Count]),
+                ]),
             ],
-            Call = (backend, t) => backend.AdamW(t("gradient"), scalars, t("m"), t("v"), t("master"), t("parameter")),
-            Oracle = values =>
+            Call = (backend, t) => backend.AdamW([.. tensors.Select(x => Row(t, x.Suffix, x.WeightDecay))], scalars, t("scale")),
+            Oracle = values => tensors.SelectMany(x =>
             {
-                (double M, double V, double W)[] after =
-                    [.. Enumerable.Range(0, count).Select(i => MatrixOracle.AdamW(values("gradient")[i], scalars, values("m")[i], values("v")[i], values("master")[i]))];
-                return Results(("m", [.. after.Select(a => a.M)]), ("v", [.. after.Select(a => a.V)]), ("master", [.. after.Select(a => a.W)]), ("parameter", [.. after.Select(a => a.W)]));
-            },
+                double[] g = values("gradient" + x.Suffix), m = values("m" + x.Suffix), v = values("v" + x.Suffix), w = values("master" + x.Suffix);
+                (double M, double V, double W)[] after = [.. Enumerable.Range(0, x.Count).Select(i => MatrixOracle.AdamW(Scale * g[i], scalars, x.WeightDecay, m[i], v[i], w[i]))];
+                return Results(
+                    ("m" + x.Suffix, [.. after.Select(a => a.M)]), ("v" + x.Suffix, [.. after.Select(a => a.V)]),
+                    ("master" + x.Suffix, [.. after.Select(a => a.W)]), ("parameter" + x.Suffix, [.. after.Select(a => a.W)]));
+            }).ToDictionary(r => r.Key, r => r.Value),
         };
     }
+
+    private static AdamWRow Row(Func<string, Tensor> t, string suffix, double weightDecay) =>
+        new(t("gradient" + suffix), t("m" + suffix), t("v" + suffix), t("master" + suffix), t("parameter" + suffix), weightDecay);
+
+    /// <summary>A scale of NaN: not one bit changes.</summary>
+    private static void AddSkippedAdamW() => s_rows["adamw skipped"] = () => new OpCase
+    {
+        Operands =
+        [
+            Acc("scale", [1], [double.NaN]), Acc("gradient", [4_099], TestData.Normal(4_099, 1)), Acc("m", [4_099], TestData.Normal(4_099, 2)), Acc("v", [4_099], TestData.Normal(4_099, 3)),
+            Acc("master", [4_099], TestData.Normal(4_099, 4)), T("parameter", [4_099], TestData.Normal(4_099, 5)),
+        ],
+        Call = (backend, t) => backend.AdamW([Row(t, "", 0.1)], new AdamWStep(0.01, 0.9, 0.95, 1e-8, 3), t("scale")),
+        Oracle = v => Results(("m", v("m")), ("v", v("v")), ("master", v("master")), ("parameter", v("parameter"))),
+    };
+
+    /// <summary>NaN cannot be compared within a tolerance, so the update that reads the factor is part of the call.</summary>
+    private static void AddClipFactor(double squaredNorm, double loss, double bound) => s_rows[$"clip factor {squaredNorm} {loss} {bound}"] = () => new OpCase
+    {
+        Operands =
+        [
+            Acc("squared norm", [1], [squaredNorm]), Acc("loss", [1], [loss]), Acc("factor", [1]),
+            Acc("gradient", [3], [1, -2, 3]), Acc("m", [3], [0, 0, 0]), Acc("v", [3], [0, 0, 0]), Acc("master", [3], [1, 2, 3]), T("parameter", [3], [1, 2, 3]),
+        ],
+        Call = (backend, t) =>
+        {
+            backend.ClipFactor(t("squared norm"), t("loss"), bound, t("factor"));
+            backend.AdamW([Row(t, "", 0)], new AdamWStep(0, 0.5, 0.5, 1, 1), t("factor"));
+        },
+        Oracle = v =>
+        {
+            bool isFinite = double.IsFinite(squaredNorm) && double.IsFinite(loss);
+            double factor = bound == 0 || Math.Sqrt(squaredNorm) <= bound ? 1 : bound / Math.Sqrt(squaredNorm);
+            return isFinite ? Results(("factor", [factor]), ("m", [.. v("gradient").Select(g => g * factor / 2)])) : Results(("m", v("m")), ("master", v("master")));
+        },
+    };
+
+    private static void AddCountReciprocal(long count) => s_rows[$"count reciprocal {count}"] = () => new OpCase
+    {
+        Operands = [new Operand("count", [2], OperandKind.F32, [count / IBackend.CountDigit, count % IBackend.CountDigit]), Acc("reciprocal", [1])],
+        Call = (backend, t) => backend.CountReciprocal(t("count"), t("reciprocal")),
+        Oracle = _ => Results(("reciprocal", [1.0 / Math.Max(1, count)])),
+    };
 }

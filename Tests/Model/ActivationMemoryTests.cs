@@ -25,8 +25,10 @@ public class ActivationMemoryTests
             using var model = new LinearLlamaModel(config, rank.Device, dtype, seed: 3);
             var sequence = new SequenceContext(rank.World, Lasp2.Default, SoftmaxAllGather.Default, new SequencePartition(Tokens, 1)) { Recomputation = recomputation ?? Recomputation.None };
             using Tensor labels = Tensor.FromSpan(new int[Sequences * Tokens], [Sequences * Tokens], rank.Device);
+            using Tensor scale = Tensor.Empty([1], dtype.Accumulator(), rank.Device, MemoryCategory.Workspace);
+            rank.Device.Backend.Fill(1.0 / (Sequences * Tokens), scale);
             using var tape = new Tape();
-            Variable loss = model.Loss(tape.Constant(Tensor.FromSpan(new int[Sequences * Tokens], [Sequences, Tokens], rank.Device)), labels, Sequences * Tokens, sequence);
+            Variable loss = model.Loss(tape.Constant(Tensor.FromSpan(new int[Sequences * Tokens], [Sequences, Tokens], rank.Device)), labels, scale, sequence);
             MemoryLedger memory = rank.Device.Memory;
             long kept = memory.CurrentOf(MemoryCategory.Activations);
             memory.ResetPeak();

@@ -85,7 +85,9 @@ internal sealed record StepOnRanks(LinearLlamaConfig Config, SequenceBatch Batch
             using GradientBuckets buckets = GradientBuckets.WholeOnEveryRank(model.Parameters, mesh.World, BucketBytes);
             var step = new GlobalStep(model, mesh.World, new SequenceContext(mesh.SequenceParallel, Strategy, SoftmaxStrategy, new SequencePartition(Batch.Length, sp)) { Documents = Documents, Recomputation = Recomputation, Inputs = inputs }, buckets);
             int share = Batch.Count / dp;
-            (double loss, _) = step.Run(mesh.SpRank == SequenceScatter.Source ? Share(mesh.DpRank * share, share) : null, share);
+            using Tensor totals = Tensor.Empty([2], DType.Accumulator(), rank.Device);
+            step.Run(mesh.SpRank == SequenceScatter.Source ? Share(mesh.DpRank * share, share) : null, share, stop: false, totals);
+            double loss = totals.ToDoubles()[0];
             Observe?.Invoke(rank, mesh.SequenceParallel);
             results[rank.Rank] = (loss, model.Parameters.ToDictionary(p => p.Name, p => p.Variable.Gradient!.ToDoubles()));
         });

@@ -58,14 +58,13 @@ public static class MatrixOracle
         return (losses, gradient);
     }
 
-    /// <summary>One AdamW update of one weight: (m, v, w) after it.</summary>
-    public static (double M, double V, double W) AdamW(double gradient, Runtime.AdamWStep s, double m, double v, double w)
+    /// <summary>One AdamW update of one weight by its scaled gradient: (m, v, w) after it.</summary>
+    public static (double M, double V, double W) AdamW(double g, Runtime.AdamWStep s, double weightDecay, double m, double v, double w)
     {
-        double g = gradient * s.GradientScale;
         m = s.Beta1 * m + (1 - s.Beta1) * g;
         v = s.Beta2 * v + (1 - s.Beta2) * g * g;
         double mHat = m / (1 - Math.Pow(s.Beta1, s.Step));
         double vHat = v / (1 - Math.Pow(s.Beta2, s.Step));
-        return (m, v, w - s.LearningRate * (mHat / (Math.Sqrt(vHat) + s.Epsilon) + s.WeightDecay * w));
+        return (m, v, w - s.LearningRate * (mHat / (Math.Sqrt(vHat) + s.Epsilon) + weightDecay * w));
     }
 }

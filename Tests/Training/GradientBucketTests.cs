@@ -44,6 +44,7 @@ public class GradientBucketTests
             using var model = new LinearLlamaModel(step.Config, rank.Device, DType.F32, seed: 3);
             using GradientBuckets gradients = GradientBuckets.WholeOnEveryRank(model.Parameters, rank.World, bytes);
             var global = new GlobalStep(model, rank.World, StepOnRanks.Alone(rank.World, step.Batch.Length), gradients);
+            using Tensor totals = Tensor.Empty([2], DType.F32, rank.Device);
             Variable embedding = model.Parameters[0].Variable;
             Action<Variable> complete = embedding.GradientCompleted!;
             const int Others = 2; // the number of labels, and the loss
@@ -56,7 +57,7 @@ public class GradientBucketTests
             for (int pass = 0; pass < 2; pass++)
             {
                 rank.World.Counters.Reset();
-                global.Run(step.Batch, step.Batch.Count);
+                global.Run(step.Batch, step.Batch.Count, stop: false, totals);
                 Assert.Equal(buckets - 1, during - Others); // all but the bucket of the embedding, whose gradient is complete last
                 Assert.Equal(buckets + Others, rank.World.Counters.MessagesBy(CollectiveKind.AllReduce));
                 long padding = FlatBucket.Cut(model.Parameters.Reverse(), bytes / 4, 1).Sum(b => b.Padding);

@@ -38,19 +38,21 @@ internal sealed class ModelReplica : IDisposable
 
     public GradientBuckets Gradients { get; }
 
-    /// <summary>Sum of squares over the whole gradient, the same on every rank. Call after backward, on every rank; where gradients are divided it takes one message of one number.</summary>
-    public double SquaredNorm()
+    /// <summary>
+    /// sum = the sum of squares over the whole gradient, [1] in fp32 (fp64), the same on every rank. Call after backward, on every rank; where gradients are divided it takes one message of
+    /// one number.
+    /// </summary>
+    public void SquaredNorm(Tensor sum)
     {
-        if (_shards is null) return _optimizer.GlobalSquaredNorm();
-        _shards.TakeGradients(Gradients);
-        using Tensor sum = Tensor.Zeros([1], _model.DType.Accumulator(), _group.Device, MemoryCategory.Workspace);
+        _shards?.TakeGradients(Gradients);
+        sum.Device.Backend.Fill(0, sum);
         _optimizer.AddSquaredNorm(sum);
-        _group.AllReduce(sum).Wait();
-        return sum.ToDoubles()[0];
+        if (_shards is not null) _group.AllReduce(sum).Wait();
     }
 
     /// <summary>Updates every parameter and frees the gradients. Call after <see cref="SquaredNorm"/>.</summary>
-    public void Update(double learningRate, double gradientScale)
+    /// <param name="gradientScale">As <see cref="AdamW.Step"/> takes it, the same on every rank.</param>
+    public void Update(double learningRate, Tensor gradientScale)
     {
         _optimizer.Step(learningRate, gradientScale);
         _optimizer.ZeroGradients();

@@ -4,28 +4,51 @@ using System.Runtime.Intrinsics;
 
 namespace LaspNative.Runtime.Cpu;
 
-/// <summary>One AdamW step in one pass over gradient, moments, master weights and the parameter that rounds them.</summary>
+/// <summary>One AdamW step in one pass over gradient, moments, master weights and the parameter that rounds them; and the factor by which gradients are clipped.</summary>
 internal sealed unsafe partial class CpuBackend
 {
-    public void AdamW(Tensor gradient, in AdamWStep step, Tensor m, Tensor v, Tensor master, Tensor parameter)
+    public void ClipFactor(Tensor squaredNorm, Tensor loss, double bound, Tensor factor)
     {
-        RequireSame(master, gradient);
-        RequireSame(master, m);
-        RequireSame(master, v);
-        RequireSameCount(master, parameter);
-        RequireType(master, parameter.DType.Accumulator());
-        if (parameter.DType == DType.F64) AdamW<double, double>(gradient, step, m, v, master, parameter);
-        else if (parameter.DType == DType.F32) AdamW<float, float>(gradient, step, m, v, master, parameter);
-        else AdamW<BF16, float>(gradient, step, m, v, master, parameter);
+        RequireScalar(factor, factor.DType);
+        RequireScalar(squaredNorm, factor.DType);
+        RequireScalar(loss, factor.DType);
+        double squares = Scalar(squaredNorm), norm = Math.Sqrt(squares);
+        bool isFinite = double.IsFinite(squares) && double.IsFinite(Scalar(loss));
+        SetScalar(factor, !isFinite ? double.NaN : bound == 0 || norm <= bound ? 1 : bound / norm);
     }
 
-    private void AdamW<T, A>(Tensor gradient, in AdamWStep step, Tensor m, Tensor v, Tensor master, Tensor parameter)
-        where T : unmanaged where A : unmanaged, IBinaryFloatingPointIeee754<A>
+    public void AdamW(ReadOnlySpan<AdamWRow> rows, in AdamWStep step, Tensor? gradientScale)
     {
-        A* pg = (A*)gradient.Pointer, pm = (A*)m.Pointer, pv = (A*)v.Pointer, pw = (A*)master.Pointer;
-        T* pp = (T*)parameter.Pointer;
-        var update = new AdamWUpdate<A>(step);
-        ForRanges(master.Count, Grain, (start, length) =>
+        double scale = gradientScale is null ? 1 : Scalar(gradientScale);
+        foreach (ref readonly AdamWRow row in rows)
+        {
+            RequireSame(row.Master, row.M);
+            RequireSame(row.Master, row.V);
+            RequireSameCount(row.Master, row.Gradient);
+            RequireSameCount(row.Master, row.Parameter);
+            RequireType(row.Master, row.Parameter.DType.Accumulator());
+            if (row.Gradient.DType != DType.BF16) RequireType(row.Gradient, row.Master.DType);
+            if (double.IsNaN(scale)) continue;
+            switch (row.Parameter.DType, row.Gradient.DType)
+            {
+                case (DType.F64, DType.F64): AdamW<double, double, double>(row, step, scale); break;
+                case (DType.F32, DType.F32): AdamW<float, float, float>(row, step, scale); break;
+                case (DType.F32, DType.BF16): AdamW<BF16, float, float>(row, step, scale); break;
+                case (DType.BF16, DType.F32): AdamW<float, BF16, float>(row, step, scale); break;
+                case (DType.BF16, DType.BF16): AdamW<BF16, BF16, float>(row, step, scale); break;
+                default: throw new LaspException($"AdamW takes no gradient of {row.Gradient.DType} for a parameter of {row.Parameter.DType}");
+            }
+        }
+    }
+
+    private void AdamW<G, T, A>(in AdamWRow row, in AdamWStep step, double scale)
+        where G : unmanaged where T : unmanaged where A : unmanaged, IBinaryFloatingPointIeee754<A>
+    {
+        G* pg = (G*)row.Gradient.Pointer;
+        A* pm = (A*)row.M.Pointer, pv = (A*)row.V.Pointer, pw = (A*)row.Master.Pointer;
+        T* pp = (T*)row.Parameter.Pointer;
+        var update = new AdamWUpdate<A>(step, row.WeightDecay, scale);
+        ForRanges(row.Master.Count, Grain, (start, length) =>
         {
             long i = start, end = start + length;
             for (; i <= end - Vector512<A>.Count; i += Vector512<A>.Count) Step(i, Vector512<A>.Count);
@@ -36,7 +59,7 @@ internal sealed unsafe partial class CpuBackend
         void Step(long i, long count)
         {
             Vector512<A> moment = Element.Load<A, A>(pm + i, count), square = Element.Load<A, A>(pv + i, count), weight = Element.Load<A, A>(pw + i, count);
-            update.Apply(Element.Load<A, A>(pg + i, count), ref moment, ref square, ref weight);
+            update.Apply(Element.Load<G, A>(pg + i, count), ref moment, ref square, ref weight);
             Element.Store(moment, pm + i, count);
             Element.Store(square, pv + i, count);
             Element.Store(weight, pw + i, count);
@@ -44,9 +67,9 @@ internal sealed unsafe partial class CpuBackend
         }
     }
 
-    private readonly struct AdamWUpdate<A>(in AdamWStep step) where A : unmanaged, IBinaryFloatingPointIeee754<A>
+    private readonly struct AdamWUpdate<A>(in AdamWStep step, double weightDecay, double gradientScale) where A : unmanaged, IBinaryFloatingPointIeee754<A>
     {
-        private readonly A _scale = A.CreateTruncating(step.GradientScale);
+        private readonly A _scale = A.CreateTruncating(gradientScale);
         private readonly A _beta1 = A.CreateTruncating(step.Beta1);
         private readonly A _rest1 = A.CreateTruncating(1 - step.Beta1);
         private readonly A _beta2 = A.CreateTruncating(step.Beta2);
@@ -55,7 +78,7 @@ internal sealed unsafe partial class CpuBackend
         private readonly A _correction2 = A.CreateTruncating(1 / (1 - Math.Pow(step.Beta2, step.Step)));
         private readonly A _epsilon = A.CreateTruncating(step.Epsilon);
         private readonly A _rate = A.CreateTruncating(step.LearningRate);
-        private readonly A _decay = A.CreateTruncating(step.WeightDecay);
+        private readonly A _decay = A.CreateTruncating(weightDecay);
 
         [MethodImpl(MethodImplOptions.AggressiveInlining)]
         public void Apply(Vector512<A> gradient, ref Vector512<A> m, ref Vector512<A> v, ref Vector512<A> weight)

@@ -4,7 +4,7 @@ namespace LaspNative.Runtime.Cpu;
 /// The backend on host memory, one partial file per op family. Kernels are generic in the storage type T and the arithmetic type A (<see cref="Element"/>).
 /// Threads share out work whose split never touches the order of a sum, so the number of threads does not change a bit of any result.
 /// </summary>
-internal sealed partial class CpuBackend(CpuDevice device) : IBackend
+internal sealed unsafe partial class CpuBackend(CpuDevice device) : IBackend
 {
     /// <summary>Elements that one task of a memory-bound kernel takes: worth a thread's wake-up, and small enough to balance.</summary>
     private const long Grain = 32768;
@@ -35,6 +35,21 @@ internal sealed partial class CpuBackend(CpuDevice device) : IBackend
     {
         RequireSameCount(a, b);
         RequireType(b, a.DType);
+    }
+
+    /// <summary>One number of Acc.</summary>
+    private static void RequireScalar(Tensor tensor, DType acc)
+    {
+        RequireType(tensor, acc);
+        if (tensor.Count != 1 || acc != acc.Accumulator()) throw new LaspException($"the tensor {tensor} should be one number, of {acc.Accumulator()}");
+    }
+
+    private static double Scalar(Tensor tensor) => tensor.DType == DType.F64 ? *(double*)tensor.Pointer : *(float*)tensor.Pointer;
+
+    private static void SetScalar(Tensor tensor, double value)
+    {
+        if (tensor.DType == DType.F64) *(double*)tensor.Pointer = value;
+        else *(float*)tensor.Pointer = (float)value;
     }
 
     private static void RequireType(Tensor tensor, DType dtype)

@@ -37,6 +37,8 @@ public sealed class CpuDevice : Device
 
     public override unsafe void Copy(nint source, nint destination, long bytes) => Buffer.MemoryCopy((void*)source, (void*)destination, bytes, bytes);
 
+    public override Readback OpenReadback() => new CpuReadback(this);
+
     public override void Synchronize() { }
 
     public override void Dispose() { }

@@ -6,15 +6,24 @@ namespace LaspNative.Runtime.Cpu;
 /// <summary>Softmax cross-entropy whose gradient overwrites the logits, row by row.</summary>
 internal sealed unsafe partial class CpuBackend
 {
-    public void CrossEntropyInPlace(Tensor logits, Tensor labels, double gradientScale, Tensor losses)
+    public void CrossEntropyInPlace(Tensor logits, Tensor labels, Tensor gradientScale, Tensor losses)
     {
         RequireType(labels, DType.I32);
         RequireType(losses, logits.DType.Accumulator());
+        RequireScalar(gradientScale, losses.DType);
         RequireSameCount(labels, losses);
         RequireLabels(labels, logits.Shape[-1]);
         if (logits.DType == DType.F64) CrossEntropyInPlace<double, double>(logits, labels, gradientScale, losses);
         else if (logits.DType == DType.F32) CrossEntropyInPlace<float, float>(logits, labels, gradientScale, losses);
         else CrossEntropyInPlace<BF16, float>(logits, labels, gradientScale, losses);
+    }
+
+    public void CountReciprocal(Tensor count, Tensor reciprocal)
+    {
+        RequireType(count, DType.F32);
+        RequireScalar(reciprocal, reciprocal.DType);
+        float* digits = (float*)count.Pointer;
+        SetScalar(reciprocal, 1 / Math.Max(1, ((double)digits[0] * IBackend.CountDigit) + digits[1]));
     }
 
     private static void RequireLabels(Tensor labels, long vocabulary)
@@ -23,20 +32,21 @@ internal sealed unsafe partial class CpuBackend
             if (label >= vocabulary) throw new LaspException($"label {label} is not in the vocabulary of {vocabulary}; labels are below it, or negative to be ignored");
     }
 
-    private void CrossEntropyInPlace<T, A>(Tensor logits, Tensor labels, double gradientScale, Tensor losses)
+    private void CrossEntropyInPlace<T, A>(Tensor logits, Tensor labels, Tensor gradientScale, Tensor losses)
         where T : unmanaged where A : unmanaged, IBinaryFloatingPointIeee754<A>
     {
         T* p = (T*)logits.Pointer;
+        A scale = *(A*)gradientScale.Pointer;
         int* label = (int*)labels.Pointer;
         A* loss = (A*)losses.Pointer;
         int width = checked((int)logits.Shape[-1]);
         ForRanges(labels.Count, Math.Max(1, Grain / 4 / Math.Max(1, width)), (start, length) =>
         {
-            for (long r = start; r < start + length; r++) loss[r] = CrossEntropyRow<T, A>(p + (r * width), width, label[r], gradientScale);
+            for (long r = start; r < start + length; r++) loss[r] = CrossEntropyRow<T, A>(p + (r * width), width, label[r], scale);
         });
     }
 
-    private static A CrossEntropyRow<T, A>(T* row, int width, int label, double gradientScale)
+    private static A CrossEntropyRow<T, A>(T* row, int width, int label, A scale)
         where T : unmanaged where A : unmanaged, IBinaryFloatingPointIeee754<A>
     {
         if (label < 0)
@@ -47,7 +57,6 @@ internal sealed unsafe partial class CpuBackend
         A maximum = Maximum<T, A>(row, width);
         A sum = SumOfExponentials<T, A>(row, width, maximum);
         A target = Element.Widen<T, A>(row[label]);
-        A scale = A.CreateTruncating(gradientScale);
         WriteSoftmax<T, A>(row, width, maximum, scale / sum);
         A probability = A.Exp(target - maximum) / sum;
         row[label] = Element.Narrow<T, A>(scale * (probability - A.One));

@@ -45,6 +45,15 @@ internal sealed unsafe partial class CpuBackend
         else Map<BF16, BF16, BF16, float, SumMap<float>>(a, b, y);
     }
 
+    public void Scale(Tensor x, Tensor factor, Tensor y)
+    {
+        RequireSame(x, y);
+        RequireScalar(factor, x.DType.Accumulator());
+        if (x.DType == DType.F64) Map<double, double, double, Scaling<double>>(x, y, new Scaling<double>(*(double*)factor.Pointer));
+        else if (x.DType == DType.F32) Map<float, float, float, Scaling<float>>(x, y, new Scaling<float>(*(float*)factor.Pointer));
+        else Map<BF16, BF16, float, Scaling<float>>(x, y, new Scaling<float>(*(float*)factor.Pointer));
+    }
+
     public void AddScaled(Tensor x, double alpha, Tensor y)
     {
         RequireSameCount(x, y);
@@ -147,6 +156,12 @@ internal sealed unsafe partial class CpuBackend
     {
         [MethodImpl(MethodImplOptions.AggressiveInlining)]
         public Vector512<A> Apply(Vector512<A> x, Vector512<A> z) => x + z;
+    }
+
+    private readonly struct Scaling<A>(A factor) : IMap<A> where A : unmanaged
+    {
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        public Vector512<A> Apply(Vector512<A> x) => x * factor;
     }
 
     private readonly struct ScaledSum<A>(A alpha) : IMap2<A> where A : unmanaged

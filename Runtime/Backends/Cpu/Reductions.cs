@@ -19,7 +19,12 @@ internal sealed unsafe partial class CpuBackend
         else *(float*)result.Pointer = (float)Total<BF16, float>(x, squares: false);
     }
 
-    public void AddSumOfSquares(Tensor x, Tensor result)
+    public void AddSumOfSquares(ReadOnlySpan<Tensor> tensors, Tensor result)
+    {
+        foreach (Tensor x in tensors) AddSumOfSquares(x, result);
+    }
+
+    private void AddSumOfSquares(Tensor x, Tensor result)
     {
         RequireType(result, x.DType.Accumulator());
         if (x.DType == DType.F64) *(double*)result.Pointer += Total<double, double>(x, squares: true);

@@ -1,3 +1,5 @@
+using System.Runtime.InteropServices;
+
 namespace LaspNative.Runtime.Cuda;
 
 /// <summary>
@@ -17,6 +19,17 @@ internal sealed partial class CudaBackend(CudaDevice device) : IBackend
     private void Launch(string file, string kernel, DType element, LaunchShape shape, params ReadOnlySpan<KernelArg> args) =>
         _device.Kernels.Get(file, kernel, element).Launch(_device.Stream, shape, args);
 
+    /// <summary>Puts a table for the next kernel into the workspace, where it is followed by room for <paramref name="beyond"/> bytes.</summary>
+    private nint Upload<T>(ReadOnlySpan<T> table, long beyond, out nint room) where T : unmanaged
+    {
+        ReadOnlySpan<byte> bytes = MemoryMarshal.AsBytes(table);
+        long rounded = RoundUp(bytes.Length, 256);
+        nint workspace = _device.Workspace(rounded + beyond);
+        _device.CopyFromHost(bytes, workspace);
+        room = workspace + (nint)rounded;
+        return workspace;
+    }
+
     /// <summary>One thread per pack of <paramref name="count"/> elements.</summary>
     private static LaunchShape PerPack(long count) => LaunchShape.For(CeilDivide(count, Pack), BlockThreads);
 
@@ -27,6 +40,9 @@ internal sealed partial class CudaBackend(CudaDevice device) : IBackend
     private static long CeilDivide(long a, long b) => (a + b - 1) / b;
 
     private static long RoundUp(long a, long unit) => CeilDivide(a, unit) * unit;
+
+    /// <summary>Whether 16-byte accesses fit at an address, or at all of several that were or-ed.</summary>
+    private static bool ArePacked(nint pointers) => (pointers & 15) == 0;
 
     private static nint PointerOrNull(Tensor? tensor) => tensor?.Pointer ?? 0;
 
@@ -41,6 +57,12 @@ internal sealed partial class CudaBackend(CudaDevice device) : IBackend
         RequireGpu(a);
         RequireGpu(b);
         if (a.Count != b.Count) throw new LaspException($"shapes {a.Shape} and {b.Shape} differ in their number of elements");
+    }
+
+    private static void RequireNumber(Tensor tensor)
+    {
+        RequireType(tensor, DType.F32);
+        if (tensor.Count != 1) throw new LaspException($"the tensor {tensor} should be one number");
     }
 
     private static void RequireType(Tensor tensor, DType dtype)

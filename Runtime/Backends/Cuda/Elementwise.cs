@@ -35,6 +35,14 @@ internal sealed partial class CudaBackend
         Launch(ElementwiseFile, "add", a.DType, PerPack(a.Count), a.Pointer, b.Pointer, a.Count, y.Pointer);
     }
 
+    public void Scale(Tensor x, Tensor factor, Tensor y)
+    {
+        RequireElement(x);
+        RequireSame(x, y);
+        RequireNumber(factor);
+        Launch(ElementwiseFile, "scale", x.DType, PerPack(x.Count), x.Pointer, factor.Pointer, x.Count, y.Pointer);
+    }
+
     public void AddScaled(Tensor x, double alpha, Tensor y)
     {
         RequireSameCount(x, y);

@@ -1,0 +1,64 @@
+using System.Diagnostics;
+using LaspNative.Runtime;
+
+namespace LaspNative.Model;
+
+/// <summary>What the host knows of a step when it has queued it.</summary>
+/// <param name="Started">Timestamp at which its first work was about to be queued.</param>
+/// <param name="PeakMemoryBytes">Of the device, so far.</param>
+internal readonly record struct QueuedStep(long Step, long Started, double LearningRate, long PeakMemoryBytes);
+
+/// <summary>What the device says of a step.</summary>
+/// <param name="Seconds">Until its results were there: since it began, or since those of the step before were there, whichever is less.</param>
+internal readonly record struct FinishedStep(QueuedStep Queued, double Loss, bool Stop, double SquaredNorm, double Seconds);
+
+/// <summary>
+/// The numbers of steps on their way from the device. Where it works on its own they are read one step late: while the host waits for those of step k, step k + 1 is queued already, and the
+/// device never runs dry. Every rank reads the same numbers after queueing the same step, so ranks agree without a word more.
+/// </summary>
+internal sealed class StepReports : IDisposable
+{
+    private readonly int _lag;
+    private readonly Readback[] _readbacks;
+    private readonly Queue<QueuedStep> _queued = new();
+    private long _lastArrival;
+
+    public StepReports(Device device)
+    {
+        _lag = device.IsAsynchronous ? 1 : 0;
+        _readbacks = new Readback[_lag + 1];
+        for (int i = 0; i <= _lag; i++) _readbacks[i] = device.OpenReadback();
+    }
+
+    /// <summary>Whether a step has been queued whose numbers were not taken.</summary>
+    public bool Any => _queued.Count > 0;
+
+    /// <summary>Whether the next numbers are to be taken now, for the next step needs their place.</summary>
+    public bool IsDue => _queued.Count > _lag;
+
+    /// <param name="numbers">[3]: loss, ranks that were told to stop, squared norm of the gradient.</param>
+    public void Add(QueuedStep step, Tensor numbers)
+    {
+        ReadbackOf(step).Start(numbers);
+        _queued.Enqueue(step);
+    }
+
+    /// <summary>The numbers of the step that was queued first, when they have arrived.</summary>
+    public FinishedStep Take()
+    {
+        QueuedStep step = _queued.Dequeue();
+        Span<double> numbers = stackalloc double[3];
+        ReadbackOf(step).Take(numbers);
+        long arrival = Stopwatch.GetTimestamp();
+        double seconds = Stopwatch.GetElapsedTime(Math.Max(step.Started, _lastArrival), arrival).TotalSeconds;
+        _lastArrival = arrival;
+        return new FinishedStep(step, numbers[0], numbers[1] > 0, numbers[2], seconds);
+    }
+
+    private Readback ReadbackOf(QueuedStep step) => _readbacks[step.Step % _readbacks.Length];
+
+    public void Dispose()
+    {
+        foreach (Readback readback in _readbacks) readback.Dispose();
+    }
+}

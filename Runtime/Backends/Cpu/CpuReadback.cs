@@ -1,0 +1,22 @@
+using System.Runtime.InteropServices;
+
+namespace LaspNative.Runtime.Cpu;
+
+/// <summary>Work has run when it returns, so the copy is made at once.</summary>
+internal sealed unsafe class CpuReadback : Readback
+{
+    private const int Capacity = 64;
+    private nint _copy = (nint)NativeMemory.Alloc(Capacity);
+
+    public CpuReadback(CpuDevice device) : base(device, Capacity) { }
+
+    private protected override void StartCore(nint source, int bytes) => Buffer.MemoryCopy((void*)source, (void*)_copy, Capacity, bytes);
+
+    private protected override nint TakeCore() => _copy;
+
+    public override void Dispose()
+    {
+        NativeMemory.Free((void*)_copy);
+        _copy = 0;
+    }
+}
