@@ -19,17 +19,15 @@ public sealed class Variable : IDisposable
         _value = value;
         _tape = tape;
         RequiresGradient = requiresGradient;
-        Shape = value?.Shape ?? [];
-        DType = value?.DType ?? DType.F32;
         Device = device;
     }
 
     /// <summary>The value. Throws for a token, which carries only order (<see cref="Function.RecordToken"/>).</summary>
     public Tensor Value => _value ?? throw new InvalidOperationException("this variable carries an order between two functions and has no value");
 
-    public Shape Shape { get; }
+    public Shape Shape => _value?.Shape ?? [];
 
-    public DType DType { get; }
+    public DType DType => _value?.DType ?? DType.F32;
 
     public Device Device { get; }
 

@@ -9,18 +9,19 @@ namespace LaspNative.Runtime;
 public sealed class Tensor : IDisposable
 {
     private readonly Storage _storage;
+    private readonly SharedShape _shape;
     private readonly long _offset;
     private int _disposed;
 
-    private Tensor(Storage storage, long offset, Shape shape, DType dtype)
+    private Tensor(Storage storage, long offset, SharedShape shape, DType dtype)
     {
         _storage = storage;
         _offset = offset;
-        Shape = shape;
+        _shape = shape;
         DType = dtype;
     }
 
-    public Shape Shape { get; }
+    public Shape Shape => _shape.Value;
 
     public DType DType { get; }
 
@@ -48,7 +49,7 @@ public sealed class Tensor : IDisposable
     {
         ArgumentNullException.ThrowIfNull(device);
         long bytes = checked(shape.Count * dtype.Size());
-        return new Tensor(device.Allocate(bytes, category), 0, shape, dtype);
+        return new Tensor(device.Allocate(bytes, category), 0, SharedShape.Of(shape), dtype);
     }
 
     public static Tensor Zeros(Shape shape, DType dtype, Device device, MemoryCategory category = MemoryCategory.Activations)
@@ -80,18 +81,18 @@ public sealed class Tensor : IDisposable
     {
         ArgumentNullException.ThrowIfNull(device);
         if (pointer == 0 && shape.Count > 0) throw new LaspException($"a null pointer cannot hold a tensor of shape {shape}; pass the address of device memory");
-        return new Tensor(new Storage(device, pointer, shape.Count * dtype.Size(), owned: false, default), 0, shape, dtype);
+        return new Tensor(new Storage(device, pointer, shape.Count * dtype.Size(), owned: false, default), 0, SharedShape.Of(shape), dtype);
     }
 
     /// <summary>The same elements under another shape; shares memory.</summary>
     public Tensor View(Shape shape)
     {
         if (shape.Count != Count) throw new LaspException($"a tensor of shape {Shape} cannot be viewed as {shape}: {Count} elements against {shape.Count}");
-        return Share(0, shape);
+        return Share(0, SharedShape.Of(shape));
     }
 
     /// <summary>A second owner of the same tensor; shares memory.</summary>
-    public Tensor Share() => Share(0, Shape);
+    public Tensor Share() => Share(0, _shape);
 
     /// <summary>Rows [start, start + count) of the first dimension; shares memory.</summary>
     public Tensor Slice(long start, long count)
@@ -105,10 +106,10 @@ public sealed class Tensor : IDisposable
             extents[i] = i == 0 ? count : Shape[i];
             if (i > 0) stride *= Shape[i];
         }
-        return Share(start * stride * DType.Size(), new Shape(extents));
+        return Share(start * stride * DType.Size(), SharedShape.Of(new Shape(extents)));
     }
 
-    private Tensor Share(long offset, Shape shape)
+    private Tensor Share(long offset, SharedShape shape)
     {
         ObjectDisposedException.ThrowIf(_disposed != 0, this);
         _storage.Retain();
