@@ -61,6 +61,9 @@ internal static class Units
     /// <summary>Tokens per second over W times those of one rank with the same number of tokens per rank.</summary>
     public const string WeakScalingPercent = "% weak scaling";
 
+    /// <summary>Speed as a share of that of the same step with all inputs of blocks on the device.</summary>
+    public const string OffloadPercent = "% of speed without offload";
+
     /// <summary>Peak memory of a rank over that of the same work per rank on one rank alone.</summary>
     public const string MemoryOfOneRank = "x memory of one rank";
 

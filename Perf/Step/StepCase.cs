@@ -24,15 +24,18 @@ internal sealed record StepCase(string Model, TrainOptions Options)
     public long Tokens => Options.Recipe.Batch * Options.Recipe.SequenceLength;
 
     /// <summary>Says all that tells cases apart; records are compared, and targets found, by it.</summary>
-    public string Name => NameOf(Options.Recipe.SequenceLength, Ranks, Strategies);
+    public string Name => NameOf(Options.Recipe.SequenceLength, Ranks, Strategies, Options.Recomputation);
 
     /// <summary>The same model on one rank with this rank's share of the sequence.</summary>
-    public string NameOnOneRank => NameOf(Options.Recipe.SequenceLength / Ranks, 1, "");
+    public string NameOnOneRank => NameOf(Options.Recipe.SequenceLength / Ranks, 1, "", Options.Recomputation);
 
     /// <summary>The same work with lasp2.</summary>
-    public string NameWithLasp2 => NameOf(Options.Recipe.SequenceLength, Ranks, "lasp2");
+    public string NameWithLasp2 => NameOf(Options.Recipe.SequenceLength, Ranks, "lasp2", Options.Recomputation);
 
-    private string NameOf(long tokens, int ranks, string strategies) => string.Join(' ', ((string[])[
+    /// <summary>The same work with all inputs of blocks on the device.</summary>
+    public string NameWithoutOffload => NameOf(Options.Recipe.SequenceLength, Ranks, Strategies, Options.Recomputation with { DeviceBytes = null, HostBytes = null });
+
+    private string NameOf(long tokens, int ranks, string strategies, Recomputation recomputation) => string.Join(' ', ((string[])[
         $"step {Model}",
         FormattableString.Invariant($"N={tokens}"),
         Options.Recipe.Batch > 1 ? FormattableString.Invariant($"B={Options.Recipe.Batch}") : "",
@@ -40,7 +43,10 @@ internal sealed record StepCase(string Model, TrainOptions Options)
         Options.DataParallel > 1 ? FormattableString.Invariant($"DP={Options.DataParallel}") : "",
         Options.Config.OutputGate ? "gate" : "",
         strategies,
-        Options.Recomputation == Recomputation.None ? "" : Options.Recomputation.ToString().Replace("checkpointing ", "checkpointing=", StringComparison.Ordinal),
+        recomputation.Kind == "none" ? "" : $"checkpointing={recomputation.Kind}",
+        recomputation.KeepStates ? "keep-states" : "",
+        recomputation.DeviceBytes is { } bytes ? FormattableString.Invariant($"checkpoint-memory={bytes / (double)(1L << 30):0.##}GiB") : "",
+        recomputation.MlpChunk > 0 ? FormattableString.Invariant($"mlp-chunk={recomputation.MlpChunk}") : "",
         Options.Strategy is StatePassing { SeparatesParts: true } ? "separate-parts" : "",
         Options.Zero == ZeroStage.None ? "" : FormattableString.Invariant($"zero={(int)Options.Zero}")]).Where(part => part.Length > 0));
 

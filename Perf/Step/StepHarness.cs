@@ -139,6 +139,7 @@ internal sealed class StepHarness(StepHarnessOptions options, TextWriter text)
     /// <summary>What rows of this run say about one another.</summary>
     private void AddRelations(SortedDictionary<string, double> figures, StepCase one, double milliseconds, double tokensPerSecond)
     {
+        if (one.Name != one.NameWithoutOffload && Find(one.NameWithoutOffload) is { } resident) figures[Units.OffloadPercent] = 100 * resident.Milliseconds / milliseconds;
         if (one.Ranks == 1) return;
         if (Find(one.NameOnOneRank) is { } alone)
         {

@@ -32,7 +32,7 @@ internal sealed record RankOutcome(
 internal sealed class StepOnRank(StepHarnessOptions harness, TrainOptions options, TokenStream tokens, RankContext rank, CancellationTokenSource limit) : ITrainingListener
 {
     private readonly List<StepRecord> _records = [];
-    private readonly long _started = Stopwatch.GetTimestamp();
+    private long _started; // of the first step
     private StepProfile? _profile;
     private long _sent, _launches, _managed; // when the first timed step began
     private double _sentPerStep, _launchesPerStep, _managedPerStep;
@@ -83,6 +83,7 @@ internal sealed class StepOnRank(StepHarnessOptions harness, TrainOptions option
 
     private void Before(long step)
     {
+        if (step == 1) _started = Stopwatch.GetTimestamp();
         if (step == harness.Warmup + 1)
         {
             rank.Device.Memory.ResetPeak();

@@ -10,20 +10,20 @@ internal sealed class StepTable(TextWriter text)
     {
         string product = kind == DeviceKind.Cuda ? "bf16 GEMM 8192^3" : "fp32 GEMM 1024^3";
         Line($"{record.Machine}; {record.Commit}; copy {record.CopyGigabytesPerSecond:f0} GB/s (read + written), {product} {record.GemmTeraflops:0.00} TFLOP/s");
-        Line($"{"",-64} {"ms/step",9} {"tokens/s",9} {"TFLOP/s",8} {"of GEMM",8} {"of sheet",8} {"exposed",8} {"peak GiB",9}");
+        Line($"{"",-84} {"ms/step",9} {"tokens/s",9} {"TFLOP/s",8} {"of GEMM",8} {"of sheet",8} {"exposed",8} {"peak GiB",9}");
     }
 
     public void Row(Measurement row)
     {
         if (row.Fault is not null)
         {
-            Line($"{row.Name,-64} {row.Fault}");
+            Line($"{row.Name,-84} {row.Fault}");
             return;
         }
-        Line($"{row.Name,-64} {row.Milliseconds,9:0.0} {Of(row, Units.TokensPerSecond),9:0} {Of(row, Units.Teraflops),8:0.0} {Of(row, Units.GemmPercent),7:0.0}% {Percent(row, Units.PeakPercent)} {Percent(row, Units.ExposedPercent)} {Of(row, Units.PeakGibibytes),9:0.00}");
+        Line($"{row.Name,-84} {row.Milliseconds,9:0.0} {Of(row, Units.TokensPerSecond),9:0} {Of(row, Units.Teraflops),8:0.0} {Of(row, Units.GemmPercent),7:0.0}% {Percent(row, Units.PeakPercent)} {Percent(row, Units.ExposedPercent)} {Of(row, Units.PeakGibibytes),9:0.00}");
         string memory = string.Join(", ", Enum.GetValues<MemoryCategory>().Select(c => string.Create(CultureInfo.InvariantCulture, $"{c.ToString().ToLowerInvariant()} {Of(row, Units.GibibytesOf(c)):0.00}")));
         Line($"    steps {row.Fastest:0.0} .. {row.Slowest:0.0} ms ({row.Repeats}); GiB at the peak: {memory}{Optional(row, Units.ReservedGibibytes, "; held from the driver ")}");
-        Line($"    per step and rank: {Of(row, Units.SentMebibytes):0.0} MiB sent, {Of(row, Units.Launches):0} launches, {Of(row, Units.ManagedKibibytes):0} KiB managed; first loss {Of(row, Units.FirstLoss):0.0000}; case took {row.Seconds:0.0} s{Optional(row, Units.WeakScalingPercent, "; weak scaling % ")}{Optional(row, Units.MemoryOfOneRank, "; memory x one rank ")}{Optional(row, Units.TimesLasp2, "; x lasp2 ")}");
+        Line($"    per step and rank: {Of(row, Units.SentMebibytes):0.0} MiB sent, {Of(row, Units.Launches):0} launches, {Of(row, Units.ManagedKibibytes):0} KiB managed; first loss {Of(row, Units.FirstLoss):0.0000}; case took {row.Seconds:0.0} s{Optional(row, Units.WeakScalingPercent, "; weak scaling % ")}{Optional(row, Units.MemoryOfOneRank, "; memory x one rank ")}{Optional(row, Units.OffloadPercent, "; % of speed without offload ")}{Optional(row, Units.TimesLasp2, "; x lasp2 ")}");
         foreach (Target target in Targets.Of(row))
             if (row.Figure(target.Unit) is { } value) Line($"    {target.Unit} {value:0.0} ({target}: {(target.IsMet(value) ? "met" : "MISSED")})");
         Parts(row);
