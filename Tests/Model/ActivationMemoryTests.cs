@@ -23,7 +23,8 @@ public class ActivationMemoryTests
         World.Run(new WorldOptions(DeviceKind.Cpu, 1), rank =>
         {
             using var model = new LinearLlamaModel(config, rank.Device, dtype, seed: 3);
-            var sequence = new SequenceContext(rank.World, Lasp2.Default, SoftmaxAllGather.Default, new SequencePartition(Tokens, 1)) { Recomputation = recomputation ?? Recomputation.None };
+            using InputStash? inputs = recomputation?.DeviceBytes is { } bytes ? new InputStash(bytes, new CpuHostMemory()) : null;
+            var sequence = new SequenceContext(rank.World, Lasp2.Default, SoftmaxAllGather.Default, new SequencePartition(Tokens, 1)) { Recomputation = recomputation ?? Recomputation.None, Inputs = inputs };
             using Tensor labels = Tensor.FromSpan(new int[Sequences * Tokens], [Sequences * Tokens], rank.Device);
             using Tensor scale = Tensor.Empty([1], dtype.Accumulator(), rank.Device, MemoryCategory.Workspace);
             rank.Device.Backend.Fill(1.0 / (Sequences * Tokens), scale);
@@ -79,5 +80,21 @@ public class ActivationMemoryTests
         LinearLlamaConfig config = Deep(Config, 4);
         (long kept, long peak) = Step(config, DType.BF16);
         Assert.True(peak - kept <= (long)Sequences * Tokens * config.IntermediateSize * DType.BF16.Size(), $"{peak - kept} bytes beside the {kept} that were kept");
+    }
+
+    /// <summary>
+    /// What bounds the length of a sequence: with blocks computed again and the feed-forward part in small chunks, the peak is one hidden width per token and block, and ten for the block at hand; with all
+    /// inputs in host memory but the one that is on its way back, twelve, however deep the model is.
+    /// </summary>
+    [Theory]
+    [InlineData(2)]
+    [InlineData(5)]
+    public void Long_sequences_need_ten_hidden_widths_and_one_per_block(int layers)
+    {
+        LinearLlamaConfig paper = Preset.Find("linear-llama3-1b").Config with { VocabSize = 64, HiddenSize = 64, NumAttentionHeads = 2, HeadDim = 32, IntermediateSize = 256, NumHiddenLayers = layers };
+        var blocks = new Recomputation { EveryBlock = 1, MlpChunk = 1 };
+        double width = Sequences * Tokens * paper.HiddenSize * 2;
+        Assert.InRange(Step(paper, DType.BF16, blocks).Peak / width, 10 + layers, 10.5 + layers);
+        Assert.InRange(Step(paper, DType.BF16, blocks with { DeviceBytes = 0 }).Peak / width, 12, 12.5);
     }
 }
