@@ -45,6 +45,7 @@ public static class LinearAttention
         ArgumentNullException.ThrowIfNull(strategy);
         var call = new AttentionCall(k.Value, v.Value, decay?.Value, initialState?.Value, group, options ?? AttentionOptions.Default);
         AttentionExchange exchange = Begin(strategy, call, SavedValue.Of(k), SavedValue.Of(v), decay?.Value, initialState?.Value);
+        exchange.LearnsDecay = decay is { RequiresGradient: true, Shape.Rank: > 1 };
         exchange.Retain();
         Variable token = new BeginFunction(exchange).Record(k, v, decay, initialState);
         return new PendingAttention(exchange, token);

@@ -15,6 +15,7 @@ internal sealed class LocalRuns(AttentionCall call, SavedValue k, SavedValue v, 
     private readonly IReadOnlyList<DocumentPiece> _pieces = call.OwnPieces;
     private readonly Dictionary<DocumentPiece, Tensor> _entering = []; // segments of State and Forward
     private readonly Dictionary<DocumentPiece, Tensor> _leaving = []; // segments of BackwardState and BackwardKeyValue
+    private readonly Dictionary<DocumentPiece, Tensor> _paths = []; // of BackwardQuery, for BackwardBegin
 
     public Tensor K => k.Tensor;
 
@@ -79,13 +80,17 @@ internal sealed class LocalRuns(AttentionCall call, SavedValue k, SavedValue v, 
         Propagate(piece, dFinal, dState, dState);
     }
 
-    public void BackwardQuery(Tensor dO, Tensor? entering, Tensor dq)
+    /// <summary>dq. With <paramref name="q"/>: <see cref="BackwardBegin"/> will be asked for the gradient of a decay per token or channel, and finds what this pass can leave for it.</summary>
+    public void BackwardQuery(Tensor? q, Tensor dO, Tensor? entering, Tensor dq)
     {
         foreach (DocumentPiece p in _pieces)
         {
             using Piece piece = Cut(p);
+            using Tensor? qPiece = q is null ? null : Tokens(q, p);
             using Tensor dOPiece = Tokens(dO, p), dqPiece = Tokens(dq, p);
-            Backend.LinearAttentionBackwardQuery(piece.K, piece.V, dOPiece, piece.Decay, p.IsFirst ? piece.Initial : entering, call.Scale, dqPiece, _entering.GetValueOrDefault(p));
+            Tensor? paths = qPiece is null ? null : Paths(piece, p, qPiece, dOPiece);
+            Backend.LinearAttentionBackwardQuery(
+                piece.K, piece.V, dOPiece, piece.Decay, p.IsFirst ? piece.Initial : entering, call.Scale, dqPiece, _entering.GetValueOrDefault(p), paths is null ? null : qPiece, paths);
         }
     }
 
@@ -119,7 +124,8 @@ internal sealed class LocalRuns(AttentionCall call, SavedValue k, SavedValue v, 
             FindLeaving(piece, p, q, dO);
             Backend.LinearAttentionBackwardKeyValueDecay(
                 qPiece, piece.K, piece.V, dOPiece, piece.Decay!, p.IsFirst ? piece.Initial : entering, d, call.Scale, dkPiece, dvPiece, dDecayPiece,
-                _entering.GetValueOrDefault(p), _leaving.GetValueOrDefault(p));
+                _entering.GetValueOrDefault(p), _leaving.GetValueOrDefault(p), _paths.GetValueOrDefault(p));
+            if (_paths.Remove(p, out Tensor? paths)) paths.Dispose();
         }
     }
 
@@ -155,6 +161,15 @@ internal sealed class LocalRuns(AttentionCall call, SavedValue k, SavedValue v, 
         }
     }
 
+    /// <summary>Room for what the pass of dq leaves for the gradient of the decay; null where the device has no use for it.</summary>
+    private Tensor? Paths(Piece piece, DocumentPiece p, Tensor q, Tensor dO)
+    {
+        long count = Backend.LinearAttentionPaths(q, piece.K, piece.V, dO, piece.Decay!);
+        if (count == 0) return null;
+        if (!_paths.TryGetValue(p, out Tensor? paths)) _paths.Add(p, paths = Tensor.Empty([count], DType.F32, call.Device, MemoryCategory.Workspace));
+        return paths;
+    }
+
     /// <summary>M of a piece, entered with zero.</summary>
     private void OwnState(Piece piece, DocumentPiece p, Tensor state) => Backend.LinearAttentionState(piece.K, piece.V, piece.Decay, state, Segments(_entering, p));
 
@@ -187,9 +202,10 @@ internal sealed class LocalRuns(AttentionCall call, SavedValue k, SavedValue v, 
 
     public void Dispose()
     {
-        foreach (Tensor segments in _entering.Values.Concat(_leaving.Values)) segments.Dispose();
+        foreach (Tensor kept in _entering.Values.Concat(_leaving.Values).Concat(_paths.Values)) kept.Dispose();
         _entering.Clear();
         _leaving.Clear();
+        _paths.Clear();
     }
 
     /// <summary>destination = A state + own, by the one kernel that combines states.</summary>

@@ -72,7 +72,7 @@ public sealed class Ring : SequenceParallel
         public override void BackwardFinish(Tensor q, Tensor dO, Tensor? dFinalState, Tensor dq, bool continues)
         {
             _block = SendOwnBlock();
-            Runs.BackwardQuery(dO, entering: null, dq);
+            Runs.BackwardQuery(q: null, dO, entering: null, dq);
             if (continues) SendOwnGradients(q, dO, dFinalState);
             using RingReaders readers = new(Call, Decay, ReadingPiece, q, withEnd: continues && dFinalState is not null);
             using Tensor dQuery = Zeros(readers.Tokens?.Q.Shape ?? [0]);

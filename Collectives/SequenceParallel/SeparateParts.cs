@@ -32,7 +32,7 @@ internal sealed class SeparateParts
 
     public void BackwardQuery(Tensor dO, Tensor entering, Tensor dq)
     {
-        _runs.BackwardQuery(dO, entering: null, dq);
+        _runs.BackwardQuery(q: null, dO, entering: null, dq);
         if (_isEntered) AddApplied(dO, entering, transpose: true, _call.Scale, dq);
     }
 

@@ -47,6 +47,9 @@ internal abstract class AttentionExchange : CallInFlight
 
     public AttentionCall Call { get; }
 
+    /// <summary>Whether the last phase will be asked for the gradient of a decay per token or channel.</summary>
+    public bool LearnsDecay { get; set; }
+
     /// <summary>The rank's own chunk, by document pieces.</summary>
     protected LocalRuns Runs { get; }
 

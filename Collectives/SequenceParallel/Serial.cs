@@ -37,7 +37,7 @@ public sealed class Serial : SequenceParallel
         {
             (_q, _dO) = (Hold(q.Share()), Hold(dO.Share()));
             if (dFinalState is not null) _dFinalState = Hold(dFinalState.Share());
-            Runs.BackwardQuery(dO, entering: null, dq);
+            Runs.BackwardQuery(continues && LearnsDecay ? q : null, dO, entering: null, dq);
         }
 
         public override void BackwardBegin(Tensor dk, Tensor dv, Tensor? dDecay, Tensor? dInitialState)

@@ -81,7 +81,7 @@ public abstract class StatePassing : SequenceParallel
                 Runs.BackwardState(q, dO, dFinalState, own);
                 _message = _strategy.Send(Call, _decays, own, _leaving, reverse: true);
             }
-            if (_parts is null) Runs.BackwardQuery(dO, _entering, dq);
+            if (_parts is null) Runs.BackwardQuery(continues && LearnsDecay ? q : null, dO, _entering, dq);
             else _parts.BackwardQuery(dO, _entering, dq);
         }
 

@@ -75,7 +75,7 @@ public sealed class Ulysses : SequenceParallel
             if (dFinalState is not null) _dFinalState = Hold(_shards.OwnStates(dFinalState));
             _dO = Hold(TakeFirst());
             using Tensor query = Tensor.Empty(_q!.Shape, Call.DType, Call.Device);
-            _runs!.BackwardQuery(_dO, entering: null, query);
+            _runs!.BackwardQuery(q: null, _dO, entering: null, query);
             _messages.Add(_shards.ToTokens(query));
             if (continues)
             {

@@ -112,8 +112,10 @@ internal sealed class LinearAttentionProblem : Problem
         if (entering is not null) Backend.LinearAttentionState(k, v, _decay, _state, entering);
         Backend.LinearAttention(q, k, v, _decay, null, _scale, _o, entering);
         if (leaving is not null) Backend.LinearAttentionBackwardState(q, dO, _decay, _scale, _dState, leaving);
-        Backend.LinearAttentionBackwardQuery(k, v, dO, _decay, null, _scale, _dq, entering);
-        if (Learned) Backend.LinearAttentionBackwardKeyValueDecay(q, k, v, dO, _decay!, null, null, _scale, _dk, _dv, _dDecay!, entering, leaving);
+        long count = Learned ? Backend.LinearAttentionPaths(q, k, v, dO, _decay!) : 0;
+        using Tensor? paths = count > 0 ? Tensor.Empty([count], DType.F32, Device, MemoryCategory.Workspace) : null;
+        Backend.LinearAttentionBackwardQuery(k, v, dO, _decay, null, _scale, _dq, entering, paths is null ? null : q, paths);
+        if (Learned) Backend.LinearAttentionBackwardKeyValueDecay(q, k, v, dO, _decay!, null, null, _scale, _dk, _dv, _dDecay!, entering, leaving, paths);
         else Backend.LinearAttentionBackwardKeyValue(q, k, v, dO, _decay, null, _scale, _dk, _dv, leaving);
     }
 

@@ -153,8 +153,18 @@ public interface IBackend
     /// <summary>dM = sum_i scale * exp(G_i) q_i^T dO_i: the gradient of the entering state that comes from this run's own outputs. segments receives each segment's own.</summary>
     void LinearAttentionBackwardState(Tensor q, Tensor dO, Tensor? decay, double scale, Tensor dState, Tensor? segments = null);
 
-    /// <summary>dq_i = scale * dO_i S_i^T, the states S_i rebuilt from initialState, k and v. segments: as <see cref="LinearAttention"/> left them; they stay as they are, and initialState is not read.</summary>
-    void LinearAttentionBackwardQuery(Tensor k, Tensor v, Tensor dO, Tensor? decay, Tensor? initialState, double scale, Tensor dq, Tensor? segments = null);
+    /// <summary>
+    /// dq_i = scale * dO_i S_i^T, the states S_i rebuilt from initialState, k and v. segments: as <see cref="LinearAttention"/> left them; they stay as they are, and initialState is not read.
+    /// q and paths, both or neither: paths [LinearAttentionPaths(..)] of F32 receives what <see cref="LinearAttentionBackwardKeyValueDecay"/> can use, and dq then starts on 16 bytes.
+    /// </summary>
+    void LinearAttentionBackwardQuery(
+        Tensor k, Tensor v, Tensor dO, Tensor? decay, Tensor? initialState, double scale, Tensor dq, Tensor? segments = null, Tensor? q = null, Tensor? paths = null);
+
+    /// <summary>
+    /// Elements of F32 that <see cref="LinearAttentionBackwardQuery"/> can leave for <see cref="LinearAttentionBackwardKeyValueDecay"/>, so that the decay's gradient needs no passes of its own: as much
+    /// memory as q and k where D = E = 128. 0: this device, or such a call, has no use for it.
+    /// </summary>
+    long LinearAttentionPaths(Tensor q, Tensor k, Tensor v, Tensor dO, Tensor decay) => 0;
 
     /// <summary>
     /// dk_i = v_i D_i^T, dv_i = k_i D_i with D_N = dFinalState [B,H,D,E] (null: zero) and D_{i-1} = exp(g) (D_i) + ..., where D_i includes scale q_i^T dO_i of token i itself.
@@ -179,9 +189,11 @@ public interface IBackend
     /// <summary>
     /// <see cref="LinearAttentionBackwardKeyValue"/> and <see cref="LinearAttentionBackwardDecay"/> in one call, whose passes a device may share. entering: segments as <see cref="LinearAttention"/>
     /// left them; leaving: as <see cref="LinearAttentionBackwardState"/> left them, and they become the gradients of the states that leave. Both or neither.
+    /// paths: as <see cref="LinearAttentionBackwardQuery"/> left them; they are used up, dk and dv then start on 16 bytes, and initialState and entering are not read.
     /// </summary>
     void LinearAttentionBackwardKeyValueDecay(
-        Tensor q, Tensor k, Tensor v, Tensor dO, Tensor decay, Tensor? initialState, Tensor? dFinalState, double scale, Tensor dk, Tensor dv, Tensor dDecay, Tensor? entering = null, Tensor? leaving = null)
+        Tensor q, Tensor k, Tensor v, Tensor dO, Tensor decay, Tensor? initialState, Tensor? dFinalState, double scale, Tensor dk, Tensor dv, Tensor dDecay,
+        Tensor? entering = null, Tensor? leaving = null, Tensor? paths = null)
     {
         LinearAttentionBackwardKeyValue(q, k, v, dO, decay, dFinalState, scale, dk, dv, leaving);
         LinearAttentionBackwardDecay(q, k, v, dO, decay, initialState, dFinalState, scale, dDecay, entering, leaving);

@@ -7,14 +7,24 @@
 //     dk = from entry . (v D^T) + (v dO^T, masked and decayed) q
 // fp32 accumulation in a fixed order. Launch: 384 threads, one block per (segment, b, h), h fastest; D and E are 64 or 128 by the kernel's name;
 // shared memory stages (D + E) 256 bytes, D E 2 bytes for the copy, and 3 KiB.
-#include "attention_panels.cuh"
+// linear_attention_bwd_key_value_paths: the same walk, which also finds the paths of decay_paths.cuh that D has a part in, and those of pairs, for the gradient of a decay per token. The states that
+// enter the sub-chunks are as linear_attention_bwd_query_paths left them; each consumer reads its share of the next one while it writes its results.
+#include "decay_paths.cuh"
 
 #if LASP_ELEMENT_BF16 && __CUDA_ARCH_FEAT_SM90_ALL
+
+// What depends on it is found anew where it is needed: kept from one sub-chunk to the next it would take registers that the states need.
+__device__ __forceinline__ int lane_here()
+{
+    int lane = threadIdx.x % WARP;
+    asm volatile("" : "+r"(lane));
+    return lane;
+}
 
 // Writes the sums of columns 64 panel to 64 panel + 63 to 64 rows of a panel, as bf16.
 template <int N> __device__ __forceinline__ void store_rows(const Sums<N>& sums, int panel, unsigned to)
 {
-    const int lane = threadIdx.x % WARP, warp = threadIdx.x % WARPGROUP / WARP;
+    const int lane = lane_here(), warp = threadIdx.x % WARPGROUP / WARP;
 #pragma unroll
     for (int block = 0; block < PANEL / 16; ++block) {
         unsigned pairs[4];
@@ -36,7 +46,7 @@ __device__ __forceinline__ void mask_scores(const Sums<TILE>& scores, const Deca
     }
 }
 
-template <int D, int E> struct KeyValueWalk {
+template <int D, int E, bool PATHS> struct KeyValueWalk {
     static constexpr int CONSUMERS = 2, THREADS_OF_BLOCK = (1 + CONSUMERS) * WARPGROUP, REGISTERS = 232, SPARE = 40;
     static constexpr int D_BYTES = panels_of(D) * PANEL_BYTES, E_BYTES = panels_of(E) * PANEL_BYTES, STAGE_BYTES = 2 * (D_BYTES + E_BYTES);
     static constexpr int K = D_BYTES, V = 2 * D_BYTES, DO = 2 * D_BYTES + E_BYTES;    // where they start in a stage, which starts with q
@@ -73,10 +83,18 @@ template <int D, int E> struct KeyValueWalk {
     // What consumer 0 (dv) and consumer 1 (dk) do alike: rows of `OWN` columns are multiplied with D and with the other rows.
     template <bool VALUES> struct Side {
         static constexpr int OWN = VALUES ? D : E, OUT = VALUES ? E : D, ROWS = VALUES ? K : V, OTHERS = VALUES ? 0 : DO, RIGHT = VALUES ? DO : 0;
-        static constexpr bool HOLDS_STATE = VALUES || D > PANEL;
+        static constexpr bool HOLDS_STATE = VALUES || D > PANEL, READS_STATE = PATHS && HOLDS_STATE;
+
+        // What a sub-chunk gives to the gradient of the decay, of this thread's rows and columns.
+        struct Found {
+            float rows[2];  // departing, or the pairs that rows are the earlier token of
+            float2 columns; // the pairs that columns 2 l and 2 l + 1 are the later token of, by this warp's rows
+        };
 
         Shared& shared;
+        DecayPaths paths;
         Sums<E> state;
+        unsigned entering[READS_STATE ? E / SUMMANDS : 1][4];  // this thread's share of the state that enters the next sub-chunk
 
         __device__ __forceinline__ void load_state(const float* from, int width, int value_width)
         {
@@ -96,6 +114,81 @@ template <int D, int E> struct KeyValueWalk {
 #pragma unroll
             for (int panel = 0; panel < panels_of(E); ++panel) store_rows(state, panel, shared_address(shared.copy) + panel * COPY_PANEL + consumer() * PANEL_BYTES);
             publish_to_products();
+        }
+
+        __device__ __forceinline__ void read_entering(const Chunk& chunk)
+        {
+            if constexpr (READS_STATE) {
+                const uint4* from = paths.state<D, E>(chunk);
+#pragma unroll
+                for (int step = 0; step < E / SUMMANDS; ++step) {
+                    const uint4 pairs = from[step * WARPGROUP];
+                    entering[step][0] = pairs.x, entering[step][1] = pairs.y, entering[step][2] = pairs.z, entering[step][3] = pairs.w;
+                }
+            }
+        }
+
+        // <P, D> of this thread's elements.
+        __device__ __forceinline__ float multiply_states() const
+        {
+            float sum[2] = {};
+            if constexpr (READS_STATE)
+#pragma unroll
+                for (int step = 0; step < E / SUMMANDS; ++step) multiply_block(state, step, entering[step], sum);
+            return sum[0] + sum[1];
+        }
+
+        __device__ __forceinline__ void leave_through(float through, const Chunk& chunk) const
+        {
+            if constexpr (READS_STATE) {
+                through = warp_reduce(through, Sum());
+                if (threadIdx.x % WARP == 0) paths.at(chunk).through[threadIdx.x / WARP - PRODUCER_WARPS] = through;
+            }
+        }
+
+        // dk by k, of the rows that these have so far.
+        __device__ __forceinline__ void find_departing(unsigned stage, const Sums<OUT>& out, float (&rows)[2]) const
+        {
+            const int lane = threadIdx.x % WARP, warp = threadIdx.x % WARPGROUP / WARP;
+            rows[0] = rows[1] = 0.0f;
+#pragma unroll
+            for (int step = 0; step < OUT / SUMMANDS; ++step) {
+                unsigned keys[4];
+                load_matrices(stage + K + step / STEPS * PANEL_BYTES + panel_offset(16 * warp + lane % 16, step % STEPS * 2 + lane / 16), keys);
+                multiply_block(out, step, keys, rows);
+            }
+        }
+
+        // v dO^T of the sub-chunk.
+        __device__ __forceinline__ void start_gains(unsigned stage, Sums<TILE>& gains) const
+        {
+            begin_products();
+#pragma unroll
+            for (int step = 0; step < E / SUMMANDS; ++step) {
+                const unsigned panel = step / STEPS * PANEL_BYTES;
+                product<ALONG, ALONG>(along(stage, step % STEPS, V + panel), along(stage, step % STEPS, DO + panel), step > 0, gains);
+            }
+            commit_products();
+        }
+
+        // Z of decay_paths.cuh below its diagonal, summed by rows and columns.
+        static __device__ __forceinline__ void find_pairs(const unsigned (&masked)[STEPS][4], const Sums<TILE>& gains, Found& found)
+        {
+            float columns[16];
+            found.rows[0] = found.rows[1] = 0.0f;
+#pragma unroll
+            for (int i = 0; i < 16; ++i) {
+                const int at = i / 2 * 4 + i % 2;
+                float z[2];
+#pragma unroll
+                for (int half = 0; half < 2; ++half) {
+                    const unsigned pair = masked[i / 4][i / 2 % 2 * 2 + half];
+                    z[half] = sums_column(at) == sums_row(2 * half) ? 0.0f : gains.at[at + 2 * half] * (i % 2 ? high_of(pair) : low_of(pair));
+                    found.rows[half] += z[half];
+                }
+                columns[i] = z[0] + z[1];
+            }
+            found.columns = sum_columns(columns);
         }
 
         __device__ __forceinline__ void start_products(unsigned stage, Sums<TILE>& scores, Sums<OUT>& out) const
@@ -133,7 +226,7 @@ template <int D, int E> struct KeyValueWalk {
         }
 
         // Makes the gradients of a sub-chunk and moves the state past it.
-        __device__ __forceinline__ void pass(unsigned stage, const DecayTable& table, float scale, Sums<OUT>& out)
+        __device__ __forceinline__ void pass(unsigned stage, const DecayTable& table, float scale, Sums<OUT>& out, Found& found)
         {
             Sums<TILE> scores;
             unsigned masked[STEPS][4];
@@ -142,18 +235,51 @@ template <int D, int E> struct KeyValueWalk {
             wait_products<2>();
             pin(scores);
             mask_scores(scores, table, scale, masked);
-            wait_products<1>();
+            if constexpr (PATHS && VALUES) {
+                start_gains(stage, scores);
+                wait_products<2>();
+            } else {
+                wait_products<1>();
+            }
             pin(out);
             const float from_entry[2] = { table.from_entry[sums_row(0)], table.from_entry[sums_row(2)] };
 #pragma unroll
             for (int i = 0; i < Sums<OUT>::COUNT; ++i) out.at[i] *= from_entry[i / 2 % 2];
+            if constexpr (PATHS && !VALUES) find_departing(stage, out, found.rows);
             begin_products();
 #pragma unroll
             for (int step = 0; step < STEPS; ++step) product<DOWN>(masked[step], down(stage, step, PANEL_BYTES, RIGHT), 1, out);
             commit_products();
+            if constexpr (PATHS && VALUES) {
+                wait_products<1>();
+                pin(scores);
+                find_pairs(masked, scores, found);
+            }
             wait_products<0>();
             pin(out);
             pin(state);
+        }
+
+        // Once both consumers have read the sub-chunk: what was found goes where q was, or out.
+        __device__ __forceinline__ void leave(const Found& found, unsigned q_panel, const Chunk& chunk) const
+        {
+            const int lane = threadIdx.x % WARP, warp = threadIdx.x % WARPGROUP / WARP;
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const int row = sums_row(2 * half);
+                const float sum = sum_row(found.rows[half]);
+                if (lane % 4 != 0) continue;
+                if constexpr (VALUES) store_shared(q_panel + row * 4, __float_as_uint(sum));
+                else if (row < chunk.rows) paths.at(chunk).departing[chunk.rows - 1 - row] = sum;
+            }
+            if constexpr (VALUES) store_shared(q_panel + (1 + warp) * (TILE * 4) + lane * 8, found.columns);
+        }
+
+        // After a barrier of this consumer.
+        __device__ __forceinline__ void leave_pairs(unsigned q_panel, const Chunk& chunk) const
+        {
+            const int row = threadIdx.x % WARPGROUP;
+            if (row < chunk.rows) paths.at(chunk).pairs[chunk.rows - 1 - row] = sum_warps(q_panel + TILE * 4, row) - load_float(q_panel + row * 4);
         }
 
         // Through the panels of this consumer's rows, which nobody else reads.
@@ -173,36 +299,45 @@ template <int D, int E> struct KeyValueWalk {
 
         __device__ __forceinline__ void consume(const HeadColumns& to, const Segment& segment, float scale)
         {
+            read_entering(chunk_of(segment, 0));
             copy_state();
 #pragma unroll 1
             for (int i = 0; i < segment.chunks(); ++i) {
                 const unsigned stage = shared_address(shared.panels) + i % STAGES * STAGE_BYTES;
+                const Chunk chunk = chunk_of(segment, i);
                 Sums<OUT> out;
+                Found found;
+                float through = multiply_states();  // of all that the sub-chunk needs, this is there before its panels
+                finish(through);
                 shared.stages.take(i);
+                leave_through(shared.tables[i % STAGES].through * through, chunk);
                 sync_threads(TOGETHER, CONSUMERS * WARPGROUP);  // both have copied their states
-                pass(stage, shared.tables[i % STAGES], scale, out);
+                pass(stage, shared.tables[i % STAGES], scale, out, found);
+                if constexpr (READS_STATE) read_entering(chunk_of(segment, min(i + 1, segment.chunks() - 1)));  // in any case: registers that may keep their values stay taken
                 sync_threads(TOGETHER, CONSUMERS * WARPGROUP);  // both have read the copy
                 copy_state();
-                store_gradient(out, stage + ROWS, chunk_of(segment, i), to);
+                if constexpr (PATHS) leave(found, stage, chunk);
+                store_gradient(out, stage + ROWS, chunk, to);
+                if constexpr (PATHS && VALUES) leave_pairs(stage, chunk);
                 shared.stages.release(i);
             }
         }
     };
 
     template <bool VALUES> static __device__ __forceinline__ void walk(
-        Shared& shared, const float* state, int width, int value_width, const HeadColumns& to, const Segment& segment, float scale)
+        Shared& shared, const DecayPaths& paths, const float* state, int width, int value_width, const HeadColumns& to, const Segment& segment, float scale)
     {
-        Side<VALUES> side = { shared };
+        Side<VALUES> side = { shared, paths };
         side.load_state(state, width, value_width);
         side.consume(to, segment, scale);
     }
 };
 
-template <int D, int E> __device__ __forceinline__ void key_value_segment(
+template <int D, int E, bool PATHS = false> __device__ __forceinline__ void key_value_segment(
     const element* q, const element* k, const element* v, const element* dO, const float* decay, int kind, int64 tokens, int heads, int width, int value_width, int64 batches,
-    int64 segment_tokens, float scale, const float* leaving, element* dk, element* dv)
+    int64 segment_tokens, float scale, const float* leaving, element* dk, element* dv, uint4* states = nullptr, ChunkPaths* sums = nullptr)
 {
-    typedef KeyValueWalk<D, E> Walk;
+    typedef KeyValueWalk<D, E, PATHS> Walk;
     extern __shared__ __align__(1024) unsigned char memory[];
     auto& shared = *(typename Walk::Shared*)memory;
     const int64 head = blockIdx.x % heads, batch = blockIdx.x / heads % batches;
@@ -215,17 +350,24 @@ template <int D, int E> __device__ __forceinline__ void key_value_segment(
         Walk::produce({ columns(q, width), columns(k, width), columns(v, value_width), columns(dO, value_width) }, head_decay(decay, kind, batch, tokens, heads, head, width), segment, scale, shared);
     } else {
         take_registers<Walk::REGISTERS>();
-        if (consumer() == 0) Walk::template walk<true>(shared, state, width, value_width, columns(dv, value_width), segment, scale);
-        else Walk::template walk<false>(shared, state, width, value_width, columns(dk, width), segment, scale);
+        const DecayPaths paths = { states, sums, (int)(batches * heads), (int)(batch * heads + head) };
+        if (consumer() == 0) Walk::template walk<true>(shared, paths, state, width, value_width, columns(dv, value_width), segment, scale);
+        else Walk::template walk<false>(shared, paths, state, width, value_width, columns(dk, width), segment, scale);
     }
 }
 
 #define KEY_VALUE_KERNEL(D, E) \
-    KERNEL __launch_bounds__(KeyValueWalk<D, E>::THREADS_OF_BLOCK) linear_attention_bwd_key_value_##D##_##E( \
+    KERNEL __launch_bounds__(KeyValueWalk<D, E, false>::THREADS_OF_BLOCK, 1) linear_attention_bwd_key_value_##D##_##E( \
         const element* q, const element* k, const element* v, const element* dO, const float* decay, int kind, int64 tokens, int heads, int width, int value_width, int64 batches, \
         int64 segment_tokens, float scale, const float* leaving, element* dk, element* dv) \
     { \
         key_value_segment<D, E>(q, k, v, dO, decay, kind, tokens, heads, width, value_width, batches, segment_tokens, scale, leaving, dk, dv); \
+    } \
+    KERNEL __launch_bounds__(KeyValueWalk<D, E, true>::THREADS_OF_BLOCK, 1) linear_attention_bwd_key_value_paths_##D##_##E( \
+        const element* q, const element* k, const element* v, const element* dO, const float* decay, int kind, int64 tokens, int heads, int width, int value_width, int64 batches, \
+        int64 segment_tokens, float scale, const float* leaving, element* dk, element* dv, uint4* states, ChunkPaths* sums) \
+    { \
+        key_value_segment<D, E, true>(q, k, v, dO, decay, kind, tokens, heads, width, value_width, batches, segment_tokens, scale, leaving, dk, dv, states, sums); \
     }
 
 KEY_VALUE_KERNEL(64, 64)

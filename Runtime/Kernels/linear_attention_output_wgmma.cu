@@ -7,7 +7,9 @@
 //     out^T = (S^T q^T) . from entry + v^T P^T,          S^T = through . S^T + (v . to exit)^T k          S^T as the left operand is rounded to bf16, the carry is not
 // fp32 accumulation in a fixed order. Launch: 128 + 2 E threads (E = 64 or 128 by the kernel's name), one block per (segment, b, q head), the last fastest;
 // shared memory stages (2 D + E) 128 bytes, E 128 bytes for P^T, and 6 KiB.
-#include "attention_panels.cuh"
+// linear_attention_bwd_query_paths: the same walk as dq, with dO, v and k in the places of q, k and v. It also keeps the states that enter the sub-chunks, and the paths that arrive from them, for the
+// gradient of a decay per token (decay_paths.cuh); as many heads as key heads, stages (2 D + 2 E) 128 bytes, and E 16 bytes more.
+#include "decay_paths.cuh"
 
 #if LASP_ELEMENT_BF16 && __CUDA_ARCH_FEAT_SM90_ALL
 
@@ -58,22 +60,26 @@ __device__ __forceinline__ void store_columns(const Sums<TILE>& out, unsigned pa
     store_panel(panel, consumer() * PANEL, chunk, to);
 }
 
-template <int D, int E> struct OutputWalk {
+template <int D, int E, bool PATHS> struct OutputWalk {
     static constexpr int CONSUMERS = E / PANEL, THREADS_OF_BLOCK = (1 + CONSUMERS) * WARPGROUP;
     static constexpr int BLOCKS = D == 64 && E == 64 ? 2 : 1;                                     // of a multiprocessor
     static constexpr int REGISTERS = CONSUMERS == 2 ? 232 : BLOCKS == 2 ? 216 : 0, SPARE = 40;    // of a consumer's and a producer's thread, where they move; no more than at launch
-    static constexpr int Q_BYTES = panels_of(D) * PANEL_BYTES, STAGE_BYTES = 2 * Q_BYTES + panels_of(E) * PANEL_BYTES;
+    static constexpr int Q_BYTES = panels_of(D) * PANEL_BYTES, V_BYTES = panels_of(E) * PANEL_BYTES, STAGE_BYTES = 2 * Q_BYTES + (PATHS ? 2 : 1) * V_BYTES;
     static constexpr int STAGES = (200 << 10) / BLOCKS / STAGE_BYTES, AHEAD = STAGES - 2;
     static constexpr int OWN = TILE / CONSUMERS;  // columns of P^T that a consumer makes
 
     struct Shared {
         unsigned char panels[STAGES * STAGE_BYTES], scores[CONSUMERS * PANEL_BYTES];
+        float arriving[PATHS ? CONSUMERS * WARPGROUP / WARP : 1][TILE];  // by warps
         DecayTable tables[STAGES];
         Handover<STAGES> stages;
     };
 
-    static __device__ __forceinline__ void produce(
-        const HeadColumns& q, const HeadColumns& k, const HeadColumns& v, const HeadDecay& g, const Segment& segment, float k_scale, float out_scale, Shared& shared)
+    struct Operands {
+        HeadColumns q, k, v, own_q;  // the last is read for its paths, in the width of the outputs
+    };
+
+    static __device__ __forceinline__ void produce(const Operands& x, const HeadDecay& g, const Segment& segment, float k_scale, float out_scale, Shared& shared)
     {
         const int chunks = segment.chunks();
         const auto chunk_at = [&](int i) { return chunk_of(segment, i); };
@@ -82,21 +88,40 @@ template <int D, int E> struct OutputWalk {
         shared.stages.template produce<AHEAD>(chunks, [&](int i, int stage) {
             const Chunk chunk = chunk_at(i);
             const unsigned to = shared_address(shared.panels) + stage * STAGE_BYTES;
-            copy_chunk<D>(q, chunk, to);
-            copy_chunk<D>(k, chunk, to + Q_BYTES);
-            copy_chunk<E>(v, chunk, to + 2 * Q_BYTES);
+            copy_chunk<D>(x.q, chunk, to);
+            copy_chunk<D>(x.k, chunk, to + Q_BYTES);
+            copy_chunk<E>(x.v, chunk, to + 2 * Q_BYTES);
+            if constexpr (PATHS) copy_chunk<E>(x.own_q, chunk, to + 2 * Q_BYTES + V_BYTES);
             tables.fill(i, chunks, chunk_at, shared.tables[stage]);
         });
     }
 
+    // This warp's share of the paths that arrive at each token, from this consumer's columns of the outputs.
+    static __device__ __forceinline__ void add_arriving(const Sums<TILE>& sum, unsigned own_q, unsigned to)
+    {
+        unsigned queries[STEPS][4];
+        float paths[16];
+        load_transposed(own_q, queries);
+#pragma unroll
+        for (int i = 0; i < 16; ++i) {
+            const unsigned upper = queries[i / 4][i / 2 % 2 * 2], lower = queries[i / 4][i / 2 % 2 * 2 + 1];
+            const int at = i / 2 * 4 + i % 2;
+            paths[i] = fmaf(sum.at[at], i % 2 ? high_of(upper) : low_of(upper), sum.at[at + 2] * (i % 2 ? high_of(lower) : low_of(lower)));
+        }
+        store_shared(to + threadIdx.x % WARP * 8, sum_columns(paths));
+    }
+
     // The state passes a sub-chunk, whose outputs are added up in sum. On return all of the consumer's warps have read its panel of values.
-    static __device__ __forceinline__ void pass(unsigned panels, unsigned score_panel, const DecayTable& table, float scale, Sums<D>& state, Sums<TILE>& sum)
+    static __device__ __forceinline__ void pass(unsigned panels, unsigned score_panel, const DecayTable& table, float scale, Sums<D>& state, Sums<TILE>& sum, uint4* kept, unsigned arriving)
     {
         const unsigned q_panels = panels, own_queries = q_panels + consumer() * OWN * PANEL_ROW, k_panels = panels + Q_BYTES, v_panel = panels + 2 * Q_BYTES + consumer() * PANEL_BYTES;
         Sums<OWN> scores;
         unsigned entering[D / SUMMANDS][4], values[STEPS][4], weighted[STEPS][4];
 #pragma unroll
         for (int step = 0; step < D / SUMMANDS; ++step) pack_sums(state, step, entering[step]);
+        if constexpr (PATHS)
+#pragma unroll
+            for (int step = 0; step < D / SUMMANDS; ++step) kept[step * WARPGROUP] = make_uint4(entering[step][0], entering[step][1], entering[step][2], entering[step][3]);
         begin_products();
 #pragma unroll
         for (int step = 0; step < D / SUMMANDS; ++step) {
@@ -129,6 +154,7 @@ template <int D, int E> struct OutputWalk {
             const float2 factor = *(const float2*)(table.from_entry + sums_column(i));
             sum.at[i] *= factor.x, sum.at[i + 1] *= factor.y;
         }
+        if constexpr (PATHS) add_arriving(sum, panels + 2 * Q_BYTES + V_BYTES + consumer() * PANEL_BYTES, arriving);
         begin_products();
 #pragma unroll
         for (int step = 0; step < STEPS; ++step) product<DOWN>(values[step], down(score_panel, step, PANEL_BYTES), 1, sum);
@@ -138,26 +164,32 @@ template <int D, int E> struct OutputWalk {
         pin(state);
     }
 
-    static __device__ __forceinline__ void consume(const HeadColumns& out, const Segment& segment, float scale, Shared& shared, Sums<D>& state)
+    static __device__ __forceinline__ void consume(const HeadColumns& out, const Segment& segment, float scale, const DecayPaths& paths, Shared& shared, Sums<D>& state)
     {
+        const int thread = threadIdx.x % WARPGROUP;
+        const unsigned arriving = PATHS ? shared_address(shared.arriving[consumer() * (WARPGROUP / WARP)]) : 0;
 #pragma unroll 1
         for (int i = 0; i < segment.chunks(); ++i) {
             const unsigned panels = shared_address(shared.panels) + i % STAGES * STAGE_BYTES;
             const unsigned score_panel = shared_address(shared.scores) + i % CONSUMERS * PANEL_BYTES;  // the other consumer may still read the last one
+            const Chunk chunk = chunk_of(segment, i);
             Sums<TILE> sum;
             shared.stages.take(i);
-            pass(panels, score_panel, shared.tables[i % STAGES], scale, state, sum);
-            store_columns(sum, panels + 2 * Q_BYTES + consumer() * PANEL_BYTES, chunk_of(segment, i), out);
+            pass(panels, score_panel, shared.tables[i % STAGES], scale, state, sum, PATHS ? paths.state<E, D>(chunk) : nullptr, arriving + thread / WARP * (TILE * 4));
+            store_columns(sum, panels + 2 * Q_BYTES + consumer() * PANEL_BYTES, chunk, out);
+            if constexpr (PATHS)  // all warps of this consumer are past store_columns' barrier, and none is past the next sub-chunk's
+                if (thread < TILE) paths.at(chunk).arriving[consumer()][thread] = sum_warps(arriving, thread);
             shared.stages.release(i);
         }
     }
 };
 
-template <int D, int E> __device__ __forceinline__ void walk_segment(
+template <int D, int E, bool PATHS = false> __device__ __forceinline__ void walk_segment(
     const element* q, const element* k, const element* v, const float* decay, int kind, int64 tokens, int q_heads, int k_heads, int width, int value_width, int64 batches,
-    int64 segment_tokens, int reverse, float k_scale, float out_scale, const float* entering, int transposed, element* out)
+    int64 segment_tokens, int reverse, float k_scale, float out_scale, const float* entering, int transposed, element* out, const element* own_q = nullptr, uint4* states = nullptr,
+    ChunkPaths* sums = nullptr)
 {
-    typedef OutputWalk<D, E> Walk;
+    typedef OutputWalk<D, E, PATHS> Walk;
     extern __shared__ __align__(1024) unsigned char memory[];
     auto& shared = *(typename Walk::Shared*)memory;
     const int64 head = blockIdx.x % q_heads, batch = blockIdx.x / q_heads % batches, k_head = head / (q_heads / k_heads);
@@ -165,23 +197,30 @@ template <int D, int E> __device__ __forceinline__ void walk_segment(
     shared.stages.init(Walk::CONSUMERS);
     if (threadIdx.x < WARPGROUP) {
         if constexpr (Walk::REGISTERS > 0) give_registers<Walk::SPARE>();
-        Walk::produce(
+        const typename Walk::Operands operands = {
             head_columns(q, batch, tokens, q_heads, head, width, 0), head_columns(k, batch, tokens, k_heads, k_head, width, 0), head_columns(v, batch, tokens, k_heads, k_head, value_width, 0),
-            head_decay(decay, kind, batch, tokens, q_heads, head, width), segment, k_scale, out_scale, shared);
+            head_columns(own_q, batch, tokens, q_heads, head, value_width, 0) };
+        Walk::produce(operands, head_decay(decay, kind, batch, tokens, q_heads, head, width), segment, k_scale, out_scale, shared);
     } else {
         if constexpr (Walk::REGISTERS > 0) take_registers<Walk::REGISTERS>();
         Sums<D> state;
         load_columns(entering + (int64)blockIdx.x * width * value_width, width, value_width, transposed, state);
-        Walk::consume(head_columns(out, batch, tokens, q_heads, head, value_width, 0), segment, k_scale * out_scale, shared, state);
+        Walk::consume(head_columns(out, batch, tokens, q_heads, head, value_width, 0), segment, k_scale * out_scale, { states, sums, (int)(batches * q_heads), (int)(batch * q_heads + head) }, shared, state);
     }
 }
 
 #define OUTPUT_KERNEL(D, E) \
-    KERNEL __launch_bounds__(OutputWalk<D, E>::THREADS_OF_BLOCK, OutputWalk<D, E>::BLOCKS) linear_attention_output_##D##_##E( \
+    KERNEL __launch_bounds__(OutputWalk<D, E, false>::THREADS_OF_BLOCK, OutputWalk<D, E, false>::BLOCKS) linear_attention_output_##D##_##E( \
         const element* q, const element* k, const element* v, const float* decay, int kind, int64 tokens, int q_heads, int k_heads, int width, int value_width, int64 batches, \
         int64 segment_tokens, int reverse, float k_scale, float out_scale, const float* entering, int transposed, element* out) \
     { \
         walk_segment<D, E>(q, k, v, decay, kind, tokens, q_heads, k_heads, width, value_width, batches, segment_tokens, reverse, k_scale, out_scale, entering, transposed, out); \
+    } \
+    KERNEL __launch_bounds__(OutputWalk<D, E, true>::THREADS_OF_BLOCK, OutputWalk<D, E, true>::BLOCKS) linear_attention_bwd_query_paths_##D##_##E( \
+        const element* dO, const element* v, const element* k, const float* decay, int kind, int64 tokens, int heads, int width, int value_width, int64 batches, int64 segment_tokens, \
+        float scale, const float* entering, element* dq, const element* q, uint4* states, ChunkPaths* sums) \
+    { \
+        walk_segment<D, E, true>(dO, v, k, decay, kind, tokens, heads, heads, width, value_width, batches, segment_tokens, 0, 1.0f, scale, entering, 1, dq, q, states, sums); \
     }
 
 OUTPUT_KERNEL(64, 64)

@@ -57,6 +57,10 @@ public static partial class OpCases
         new(300, 64, 128, H: 1, Hk: 1, Decay: 0.05, States: true),
         new(600, 64, 64, H: 1, Hk: 1, Decay: 0.05, States: true, Kind: DecayKind.Token),
         new(600, 64, 64, H: 1, Hk: 1, Decay: 0.05, States: true, Kind: DecayKind.Channel),
+        new(600, 128, 128, Decay: 0.05, States: true, Kind: DecayKind.Token),
+        new(300, 128, 64, B: 2, Decay: 20, States: true, Kind: DecayKind.Token, Uneven: true),
+        new(300, 64, 128, Decay: 20, States: true, Kind: DecayKind.Token),
+        new(320, 128, 128, H: 1, Hk: 1, Decay: 0.001, States: true, Kind: DecayKind.Token),
     ];
 
     /// <summary>Lengths around the sub-chunks of every backend, with decays that hardly matter, that matter, and that leave nothing of the token before.</summary>
@@ -120,12 +124,16 @@ public static partial class OpCases
                 backend.LinearAttentionState(t("k"), t("v"), decay, t("M"));
                 backend.LinearAttention(t("q"), t("k"), t("v"), decay, initial, scale, t("o"));
                 backend.LinearAttentionBackwardState(t("q"), t("dO"), decay, scale, t("dM"));
-                backend.LinearAttentionBackwardQuery(t("k"), t("v"), t("dO"), decay, initial, scale, t("dq"));
                 if (s.States && decayed && s.Kind != DecayKind.Head)
                 {
-                    backend.LinearAttentionBackwardKeyValueDecay(t("q"), t("k"), t("v"), t("dO"), decay!, initial, dFinal, scale, t("dk"), t("dv"), t("dDecay"));
+                    long count = backend.LinearAttentionPaths(t("q"), t("k"), t("v"), t("dO"), decay!);
+                    using Tensor? paths = count > 0 ? Tensor.Empty([count], DType.F32, t("q").Device) : null;
+                    if (paths is not null) backend.Fill(double.NaN, paths);
+                    backend.LinearAttentionBackwardQuery(t("k"), t("v"), t("dO"), decay, initial, scale, t("dq"), segments: null, paths is null ? null : t("q"), paths);
+                    backend.LinearAttentionBackwardKeyValueDecay(t("q"), t("k"), t("v"), t("dO"), decay!, initial, dFinal, scale, t("dk"), t("dv"), t("dDecay"), paths: paths);
                     return;
                 }
+                backend.LinearAttentionBackwardQuery(t("k"), t("v"), t("dO"), decay, initial, scale, t("dq"));
                 backend.LinearAttentionBackwardKeyValue(t("q"), t("k"), t("v"), t("dO"), decay, dFinal, scale, t("dk"), t("dv"));
                 if (decayed) backend.LinearAttentionBackwardDecay(t("q"), t("k"), t("v"), t("dO"), decay!, initial, dFinal, scale, t("dDecay"));
             },

@@ -23,7 +23,8 @@ internal sealed unsafe partial class CpuBackend
         });
     }
 
-    public void LinearAttentionBackwardQuery(Tensor k, Tensor v, Tensor dO, Tensor? decay, Tensor? initialState, double scale, Tensor dq, Tensor? segments = null)
+    public void LinearAttentionBackwardQuery(
+        Tensor k, Tensor v, Tensor dO, Tensor? decay, Tensor? initialState, double scale, Tensor dq, Tensor? segments = null, Tensor? q = null, Tensor? paths = null)
     {
         AttentionExtents extents = AttentionExtents.Of(dq, k, v, dO);
         RequireAttention(extents, decay, initialState, k, v, dO, dq);

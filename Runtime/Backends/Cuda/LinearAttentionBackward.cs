@@ -17,7 +17,8 @@ internal sealed partial class CudaBackend
         RunState(pass, AttentionOperand.Of(q), AttentionOperand.Of(dO), scale, dState, segments);
     }
 
-    public void LinearAttentionBackwardQuery(Tensor k, Tensor v, Tensor dO, Tensor? decay, Tensor? initialState, double scale, Tensor dq, Tensor? segments = null)
+    public void LinearAttentionBackwardQuery(
+        Tensor k, Tensor v, Tensor dO, Tensor? decay, Tensor? initialState, double scale, Tensor dq, Tensor? segments = null, Tensor? q = null, Tensor? paths = null)
     {
         AttentionRun run = Cut(AttentionRun.Of(dq, k, v));
         RequireAttention(run, decay, initialState, k, v, dO, dq);
@@ -29,6 +30,13 @@ internal sealed partial class CudaBackend
             return;
         }
         nint entering = segments is null ? Enter(pass, AttentionOperand.Of(k), AttentionOperand.Of(v), 1, initialState, null).Pointer : SegmentPointer(run, segments);
+        if (q is not null && paths is not null)
+        {
+            RequireAttention(run, decay, null, dq, q);
+            RequireSame(dq, q);
+            QueryPaths(pass, q, k, v, dO, scale, entering, dq, paths);
+            return;
+        }
         Output(pass, AttentionOperand.Of(dO), AttentionOperand.Of(v), AttentionOperand.Of(k), 1, scale, entering, transposed: true, dq, channelsAreValues: true);
     }
 

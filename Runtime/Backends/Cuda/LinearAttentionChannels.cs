@@ -128,11 +128,12 @@ internal sealed partial class CudaBackend
     }
 
     public void LinearAttentionBackwardKeyValueDecay(
-        Tensor q, Tensor k, Tensor v, Tensor dO, Tensor decay, Tensor? initialState, Tensor? dFinalState, double scale, Tensor dk, Tensor dv, Tensor dDecay, Tensor? entering = null, Tensor? leaving = null)
+        Tensor q, Tensor k, Tensor v, Tensor dO, Tensor decay, Tensor? initialState, Tensor? dFinalState, double scale, Tensor dk, Tensor dv, Tensor dDecay,
+        Tensor? entering = null, Tensor? leaving = null, Tensor? paths = null)
     {
         AttentionRun run = Cut(AttentionRun.Of(q, k, v));
         var pass = new AttentionPass(run, q.DType, AttentionDecay.Of(decay, run), Reverse: true);
-        if (run.Heads != run.KeyHeads || !pass.PaysRoundedStates || !RunsOnChannelKernels(pass, DecayKind.PerChannel, q.Pointer, k.Pointer, v.Pointer, dO.Pointer, dk.Pointer, dv.Pointer, dDecay.Pointer))
+        if (paths is null && (run.Heads != run.KeyHeads || !pass.PaysRoundedStates || !RunsOnChannelKernels(pass, DecayKind.PerChannel, q.Pointer, k.Pointer, v.Pointer, dO.Pointer, dk.Pointer, dv.Pointer, dDecay.Pointer)))
         {
             LinearAttentionBackwardKeyValue(q, k, v, dO, decay, dFinalState, scale, dk, dv, leaving);
             LinearAttentionBackwardDecay(q, k, v, dO, decay, initialState, dFinalState, scale, dDecay, entering, leaving);
@@ -144,7 +145,8 @@ internal sealed partial class CudaBackend
         RequireOutput(dk, run, run.KeyHeads, run.KeyWidth);
         RequireOutput(dv, run, run.KeyHeads, run.ValueWidth);
         RequireSame(decay, dDecay);
-        ChannelBackwardKeyValue(pass, q, k, v, dO, initialState, dFinalState, scale, dk, dv, dDecay, entering, leaving);
+        if (paths is not null) KeyValuePaths(pass, q, k, v, dO, dFinalState, scale, dk, dv, dDecay, leaving, paths);
+        else ChannelBackwardKeyValue(pass, q, k, v, dO, initialState, dFinalState, scale, dk, dv, dDecay, entering, leaving);
     }
 
     /// <summary>The states that enter the chunks, from the forward segments, which the caller has or which are made in <paramref name="own"/>.</summary>

@@ -19,9 +19,13 @@ internal sealed partial class CudaBackend
     /// <summary>Widest operand of these kernels; narrower ones are filled up with zeros to this or to its half.</summary>
     private const long WarpgroupWidth = 128;
 
-    private static bool IsWide(AttentionOperand operand) => operand.Width > WarpgroupWidth / 2;
+    private static bool IsWide(long width) => width > WarpgroupWidth / 2;
 
-    private static long FilledWidth(AttentionOperand operand) => IsWide(operand) ? WarpgroupWidth : WarpgroupWidth / 2;
+    private static bool IsWide(AttentionOperand operand) => IsWide(operand.Width);
+
+    private static long FilledWidth(long width) => IsWide(width) ? WarpgroupWidth : WarpgroupWidth / 2;
+
+    private static long FilledWidth(AttentionOperand operand) => FilledWidth(operand.Width);
 
     private bool RunsOnWarpgroups(AttentionPass pass, nint states, params ReadOnlySpan<AttentionOperand> operands)
     {
@@ -70,22 +74,32 @@ internal sealed partial class CudaBackend
             run.SegmentTokens, pass.Direction, (float)keyScale, (float)outputScale, entering, transposed ? 1 : 0, output.Pointer);
     }
 
-    /// <summary>dk and dv in one walk, for as many key heads as heads; <paramref name="leaving"/> [segments, B, H, D, E]: the gradients of the states that leave the segments.</summary>
-    private void KeyValueOnWarpgroups(AttentionPass pass, Tensor q, Tensor k, Tensor v, Tensor dO, double scale, nint leaving, Tensor dk, Tensor dv)
+    /// <summary>
+    /// dk and dv in one walk, for as many key heads as heads; <paramref name="leaving"/> [segments, B, H, D, E]: the gradients of the states that leave the segments. With the chunks'
+    /// <paramref name="states"/> it also fills their <paramref name="sums"/>.
+    /// </summary>
+    private void KeyValueOnWarpgroups(AttentionPass pass, Tensor q, Tensor k, Tensor v, Tensor dO, double scale, nint leaving, Tensor dk, Tensor dv, nint states = 0, nint sums = 0)
     {
         AttentionRun run = pass.Run;
         AttentionOperand queries = AttentionOperand.Of(q), values = AttentionOperand.Of(v);
-        string kernel = (IsWide(queries), IsWide(values)) switch
+        string kernel = (states != 0, IsWide(queries), IsWide(values)) switch
         {
-            (false, false) => "linear_attention_bwd_key_value_64_64",
-            (false, true) => "linear_attention_bwd_key_value_64_128",
-            (true, false) => "linear_attention_bwd_key_value_128_64",
-            (true, true) => "linear_attention_bwd_key_value_128_128",
+            (false, false, false) => "linear_attention_bwd_key_value_64_64",
+            (false, false, true) => "linear_attention_bwd_key_value_64_128",
+            (false, true, false) => "linear_attention_bwd_key_value_128_64",
+            (false, true, true) => "linear_attention_bwd_key_value_128_128",
+            (true, false, false) => "linear_attention_bwd_key_value_paths_64_64",
+            (true, false, true) => "linear_attention_bwd_key_value_paths_64_128",
+            (true, true, false) => "linear_attention_bwd_key_value_paths_128_64",
+            (true, true, true) => "linear_attention_bwd_key_value_paths_128_128",
         };
         long width = FilledWidth(queries), valueWidth = FilledWidth(values), copy = width * valueWidth * 2, tables = IsWide(queries) && IsWide(values) ? 3 << 10 : 6 << 10;
-        Launch(
-            KeyValueWarpgroupsFile, kernel, pass.Element, Blocks(run.Segments * run.Batches * run.Heads, 3 * Warpgroup, StagedBytes(192 << 10, 2 * (width + valueWidth), copy + tables)),
+        LaunchShape shape = Blocks(run.Segments * run.Batches * run.Heads, 3 * Warpgroup, StagedBytes(192 << 10, 2 * (width + valueWidth), copy + tables));
+        ReadOnlySpan<KernelArg> arguments =
+        [
             q.Pointer, k.Pointer, v.Pointer, dO.Pointer, pass.Decay.Pointer, (int)pass.Decay.Kind, run.Tokens, run.Heads, run.KeyWidth, run.ValueWidth, run.Batches,
-            run.SegmentTokens, (float)scale, leaving, dk.Pointer, dv.Pointer);
+            run.SegmentTokens, (float)scale, leaving, dk.Pointer, dv.Pointer, states, sums,
+        ];
+        Launch(KeyValueWarpgroupsFile, kernel, pass.Element, shape, states != 0 ? arguments : arguments[..^2]);
     }
 }
