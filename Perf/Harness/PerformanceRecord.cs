@@ -30,6 +30,9 @@ internal sealed record Measurement(string Name, string Shape)
     /// <summary>Why the row was not timed; null when it was.</summary>
     public string? Fault { get; init; }
 
+    /// <summary>Why the row was not even tried, which is no fault; null when it was.</summary>
+    public string? Skipped { get; init; }
+
     public IReadOnlyList<KernelShare> Kernels { get; init; } = [];
 
     /// <summary>Of a training step: the families of kernels, the waiting and the rest, in the step of <see cref="ProfiledMilliseconds"/>.</summary>
@@ -41,7 +44,7 @@ internal sealed record Measurement(string Name, string Shape)
     public double Seconds { get; init; }
 
     /// <summary>The figure in a unit; the time itself in milliseconds.</summary>
-    public double? Figure(string unit) => Fault is not null ? null : unit == Units.Milliseconds ? Milliseconds : Figures.TryGetValue(unit, out double value) ? value : null;
+    public double? Figure(string unit) => Fault is not null || Skipped is not null ? null : unit == Units.Milliseconds ? Milliseconds : Figures.TryGetValue(unit, out double value) ? value : null;
 }
 
 /// <summary>What one run of the harness leaves behind.</summary>

@@ -41,9 +41,9 @@ internal sealed class ResultTable(TextWriter text)
     public void Comparison(PerformanceRecord now, PerformanceRecord before)
     {
         text.WriteLine($"against {before.Commit} of {before.Date} on {before.Machine}:");
-        foreach (Measurement row in now.Rows.Where(r => r.Fault is null))
+        foreach (Measurement row in now.Rows.Where(r => r.Fault is null && r.Skipped is null))
         {
-            if (before.Rows.FirstOrDefault(r => r.Name == row.Name && r.Fault is null) is not { } earlier) continue;
+            if (before.Rows.FirstOrDefault(r => r.Name == row.Name && r.Fault is null && r.Skipped is null) is not { } earlier) continue;
             double ratio = row.Milliseconds / earlier.Milliseconds;
             text.WriteLine(string.Create(
                 CultureInfo.InvariantCulture, $"  {row.Name,-42} {earlier.Milliseconds,9:f4} -> {row.Milliseconds,9:f4} ms  x {ratio:f3}{(ratio > Slower ? "  SLOWER" : "")}"));

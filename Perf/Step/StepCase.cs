@@ -7,13 +7,17 @@ namespace LaspNative.Perf;
 /// <summary>What "step" was told beside its cases.</summary>
 /// <param name="Out">Where the record goes.</param>
 /// <param name="Compare">An earlier record.</param>
-/// <param name="Steps">Steps that are timed, after <paramref name="Warmup"/> others.</param>
-/// <param name="Breakdown">Whether two more steps are profiled; the first makes the profile's own code ready.</param>
-/// <param name="Limit">Time after which a case begins no further step.</param>
-internal sealed record StepHarnessOptions(string Out, string? Compare, int Steps, int Warmup, bool Breakdown, TimeSpan Limit)
+/// <param name="Steps">Steps that are timed, at the end.</param>
+/// <param name="Warmup">Steps before all others.</param>
+/// <param name="Breakdown">Whether two steps between are profiled; the first makes the profile's own code ready.</param>
+/// <param name="Limit">Time of stepping after which a case begins no further step.</param>
+/// <param name="Budget">Time after which no further case begins.</param>
+internal sealed record StepHarnessOptions(string Out, string? Compare, int Steps, int Warmup, bool Breakdown, TimeSpan Limit, TimeSpan Budget)
 {
-    /// <summary>With those that are profiled.</summary>
-    public int AllSteps => Warmup + Steps + (Breakdown ? 2 : 0);
+    /// <summary>The first step that is timed, from 1.</summary>
+    public int FirstTimed => Warmup + (Breakdown ? 2 : 0) + 1;
+
+    public int AllSteps => FirstTimed - 1 + Steps;
 }
 
 /// <summary>One row: a model, and how it is trained.</summary>

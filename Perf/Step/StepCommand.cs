@@ -17,8 +17,9 @@ internal sealed class StepCommand
     private readonly Option<string?> _suite = OptionKinds.Choice("--suite", "Cases that are kept together: of one GPU, of two.", [.. StepSuites.Names]);
     private readonly Option<int?> _steps = OptionKinds.Whole("--steps", "Steps that are timed. [default: 5]", "S", 1);
     private readonly Option<int?> _warmup = OptionKinds.Whole("--warmup", "Steps before them. [default: 2]", "K", 0);
-    private readonly Option<bool> _breakdown = new("--breakdown") { Description = "Two more steps with events around everything that the compute stream does, of which the second is told. (cuda)" };
-    private readonly Option<double?> _limit = OptionKinds.Number("--limit", "Seconds of stepping after which a case takes no further step. [default: 60]", "X", 0);
+    private readonly Option<bool> _breakdown = new("--breakdown") { Description = "After the warm-up, two steps with events around everything that the compute stream does, of which the second is told. (cuda)" };
+    private readonly Option<double?> _limit = OptionKinds.Number("--limit", "Seconds of stepping after which a case begins no further step. [default: 60]", "X", 0);
+    private readonly Option<double?> _budget = OptionKinds.Number("--budget", "Seconds after which no further case begins. [default: none]", "X", 0);
     private readonly Option<bool> _separateParts = new("--separate-parts") { Description = "With lasp1 or lasp2: no kernel fusion, as in LASP's ablation: the entering state's part of attention is a kernel of its own." };
     private readonly Option<string?> _only = OptionKinds.Text("--only", "Run the cases whose names hold this.", "TEXT");
     private readonly Option<string?> _compare = OptionKinds.Text("--compare", "An earlier record to put beside this one.", "FILE.json");
@@ -34,10 +35,12 @@ internal sealed class StepCommand
         return harness.Run([.. step.Cases(command, parsed, arguments)]) ? 0 : 1;
     }
 
+    private Option[] OfAllCases => [_cases, _suite, _steps, _warmup, _breakdown, _limit, _budget, _only, _compare, _run.Common.Json];
+
     private Command Command()
     {
         var command = new RootCommand("Times training steps on random tokens.");
-        foreach (Option option in new Option[] { _cases, _suite, _steps, _warmup, _breakdown, _limit, _only, _compare, _separateParts }) command.Add(option);
+        foreach (Option option in OfAllCases.Except([_run.Common.Json]).Append(_separateParts)) command.Add(option);
         _run.AddTo(command);
         return command;
     }
@@ -48,7 +51,8 @@ internal sealed class StepCommand
         parsed.GetValue(_steps) ?? 5,
         parsed.GetValue(_warmup) ?? 2,
         parsed.GetValue(_breakdown),
-        TimeSpan.FromSeconds(parsed.GetValue(_limit) ?? 60));
+        TimeSpan.FromSeconds(parsed.GetValue(_limit) ?? 60),
+        parsed.GetValue(_budget) is { } seconds ? TimeSpan.FromSeconds(seconds) : TimeSpan.MaxValue);
 
     private IEnumerable<StepCase> Cases(Command command, ParseResult parsed, IReadOnlyList<string> arguments)
     {
@@ -57,6 +61,7 @@ internal sealed class StepCommand
         foreach (string line in lines.Length == 0 ? [""] : lines)
         {
             string[] own = line.Split(' ', StringSplitOptions.RemoveEmptyEntries);
+            if (own.FirstOrDefault(o => OfAllCases.Any(option => option.Name == o)) is { } shared) throw new LaspException($"case \"{line}\": {shared} is for all cases; give it outside of --case");
             ParseResult merged = command.Parse([.. Without(arguments, own), .. own]);
             if (merged.Errors.Count > 0) throw new LaspException($"case \"{line}\": {merged.Errors[0].Message}");
             (string model, TrainOptions options) = _run.Of(merged);

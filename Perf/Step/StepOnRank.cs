@@ -6,7 +6,7 @@ using LaspNative.Runtime.Cuda;
 
 namespace LaspNative.Perf;
 
-/// <summary>What one rank saw of a case. Times are of the steps after the warm-up, in milliseconds, and of all steps when a case was ended before that.</summary>
+/// <summary>What one rank saw of a case. Times are of the timed steps, in milliseconds, and of all steps when a case was ended before those.</summary>
 /// <param name="Exposed">Share of each of those steps in which the rank waited for messages.</param>
 /// <param name="ProfiledMilliseconds">The step that was looked at more closely; 0: none was.</param>
 /// <param name="PeakBytes">Most bytes at once, of the memory's categories at that moment in <paramref name="Memory"/>.</param>
@@ -46,21 +46,19 @@ internal sealed class StepOnRank(StepHarnessOptions harness, TrainOptions option
         using StepProfile? profile = _profile = harness.Breakdown && rank.Rank == 0 && Gpu is { } gpu ? new StepProfile(gpu) : null;
         using var clock = new StepClock(rank.Device, Before);
         using var trainer = new Trainer(options, tokens, rank, this, clock);
-        long last = trainer.Run().LastStep;
-        Count(last + 1);
+        Count(trainer.Run().LastStep + 1);
         double[] all = clock.Finish();
-        if (Gpu is { } device) device.Kernels.Observer = null;
-        bool isWhole = all.Length == harness.AllSteps;
-        int first = isWhole ? harness.Warmup : 0, count = isWhole ? harness.Steps : all.Length;
+        Observe(null);
+        int first = all.Length >= harness.FirstTimed ? harness.FirstTimed - 1 : 0; // a case that was ended in its warm-up tells all it has
+        int told = harness.FirstTimed - 2; // the second of the profiled steps
+        bool isProfiled = profile is not null && all.Length > told;
+        (IReadOnlyList<KernelShare> families, IReadOnlyList<KernelShare> kernels) = isProfiled ? Explain(profile!, all[told], _records[told]) : ([], []);
         MemoryLedger memory = rank.Device.Memory;
-        double profiled = isWhole && harness.Breakdown ? all[^1] : 0;
-        (IReadOnlyList<KernelShare> families, IReadOnlyList<KernelShare> kernels) = profiled > 0 && profile is not null ? Explain(profile, profiled) : ([], []);
-        StepRecord[] timed = [.. _records.Skip(first).Take(count)];
         return new RankOutcome(
-            all[first..(first + count)],
-            [.. timed.Select(r => r.ExposedCommunication)],
+            all[first..],
+            [.. _records.Skip(first).Select(r => r.ExposedCommunication)],
             [.. _records.Select(r => r.Loss)],
-            profiled,
+            isProfiled ? all[told] : 0,
             families,
             kernels,
             memory.Peak,
@@ -72,10 +70,10 @@ internal sealed class StepOnRank(StepHarnessOptions harness, TrainOptions option
     }
 
     /// <summary>The families, the waiting, and what is left of the step.</summary>
-    private (IReadOnlyList<KernelShare> Families, IReadOnlyList<KernelShare> Kernels) Explain(StepProfile profile, double milliseconds)
+    private static (IReadOnlyList<KernelShare> Families, IReadOnlyList<KernelShare> Kernels) Explain(StepProfile profile, double milliseconds, StepRecord record)
     {
         (IReadOnlyList<KernelShare> families, IReadOnlyList<KernelShare> kernels) = profile.Shares();
-        double waited = _records[^1].ExposedCommunication * _records[^1].Seconds * 1e3;
+        double waited = record.ExposedCommunication * record.Seconds * 1e3;
         var waiting = new KernelShare(KernelFamilies.Waiting, waited, 0);
         var idle = new KernelShare(KernelFamilies.Idle, milliseconds - waited - families.Where(f => f.Kernel != KernelFamilies.MessagesName).Sum(f => f.Milliseconds), 0);
         return (waited > 0 ? [.. families, waiting, idle] : [.. families, idle], kernels);
@@ -84,8 +82,14 @@ internal sealed class StepOnRank(StepHarnessOptions harness, TrainOptions option
     private void Before(long step)
     {
         if (step == 1) _started = Stopwatch.GetTimestamp();
-        if (step == harness.Warmup + 1)
+        if (_profile is not null && step < harness.FirstTimed && step >= harness.FirstTimed - 2)
         {
+            _profile.Restart();
+            Observe(_profile);
+        }
+        if (step == harness.FirstTimed)
+        {
+            Observe(null);
             rank.Device.Memory.ResetPeak();
             (_sent, _launches, _managed) = (rank.World.Counters.BytesSent, LaunchCount, GC.GetAllocatedBytesForCurrentThread());
         }
@@ -93,19 +97,19 @@ internal sealed class StepOnRank(StepHarnessOptions harness, TrainOptions option
         {
             Count(step);
         }
-        if (_profile is not null && step > harness.Warmup + harness.Steps)
-        {
-            _profile.Restart();
-            Gpu!.Kernels.Observer = _profile;
-        }
         if (rank.Rank == 0 && Stopwatch.GetElapsedTime(_started) > harness.Limit) limit.Cancel();
+    }
+
+    private void Observe(StepProfile? profile)
+    {
+        if (_profile is not null) Gpu!.Kernels.Observer = profile;
     }
 
     /// <summary>What the timed steps before this one took on average.</summary>
     private void Count(long step)
     {
-        double steps = step - harness.Warmup - 1;
-        if (steps < 1 || steps > harness.Steps) return;
+        double steps = step - harness.FirstTimed;
+        if (steps < 1) return;
         (_sentPerStep, _launchesPerStep, _managedPerStep) =
             ((rank.World.Counters.BytesSent - _sent) / steps, (LaunchCount - _launches) / steps, (GC.GetAllocatedBytesForCurrentThread() - _managed) / steps);
     }

@@ -12,6 +12,7 @@ internal sealed class StepProfile : ILaunchObserver, IDisposable
     private readonly List<CudaEvent> _events = [];
     private readonly List<(string Name, KernelFamily Family)> _calls = [];
     private int _used;
+    private int _depth;
 
     public StepProfile(CudaDevice device, int expectedCalls = 1 << 13)
     {
@@ -22,20 +23,27 @@ internal sealed class StepProfile : ILaunchObserver, IDisposable
     /// <summary>Forgets what it has seen.</summary>
     public void Restart()
     {
-        _used = 0;
+        (_used, _depth) = (0, 0);
         _calls.Clear();
     }
 
-    public void BeforeLaunch(CudaKernel kernel, CudaStream stream) => Mark(stream);
+    public void BeforeLaunch(CudaKernel kernel, CudaStream stream) => Begin(stream);
 
     public void AfterLaunch(CudaKernel kernel, CudaStream stream) => End(kernel.Name, KernelFamilies.Of(kernel), stream);
 
-    public void BeforeOther(string name, CudaStream stream) => Mark(stream);
+    public void BeforeOther(string name, CudaStream stream) => Begin(stream);
 
     public void AfterOther(string name, CudaStream stream) => End(name, KernelFamilies.OfOther(name), stream);
 
+    /// <summary>What is queued as a part of something else, as a message's kernels are, is counted with it.</summary>
+    private void Begin(CudaStream stream)
+    {
+        if (_depth++ == 0) Mark(stream);
+    }
+
     private void End(string name, KernelFamily family, CudaStream stream)
     {
+        if (--_depth > 0) return;
         Mark(stream);
         _calls.Add((name, stream == _device.Stream ? family : KernelFamily.Messages));
     }

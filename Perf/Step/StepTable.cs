@@ -15,9 +15,9 @@ internal sealed class StepTable(TextWriter text)
 
     public void Row(Measurement row)
     {
-        if (row.Fault is not null)
+        if ((row.Fault ?? row.Skipped) is { } reason)
         {
-            Line($"{row.Name,-84} {row.Fault}");
+            Line($"{row.Name,-84} {(row.Fault is null ? "not run: " : "FAILED: ")}{reason}");
             return;
         }
         Line($"{row.Name,-84} {row.Milliseconds,9:0.0} {Of(row, Units.TokensPerSecond),9:0} {Of(row, Units.Teraflops),8:0.0} {Of(row, Units.GemmPercent),7:0.0}% {Percent(row, Units.PeakPercent)} {Percent(row, Units.ExposedPercent)} {Of(row, Units.PeakGibibytes),9:0.00}");

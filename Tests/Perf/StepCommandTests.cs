@@ -60,8 +60,19 @@ public class StepCommandTests
         Assert.InRange(row.Repeats, 1, 2);
     }
 
+    [Fact]
+    public void A_spent_budget_begins_no_case_and_is_no_fault()
+    {
+        using var folder = new TemporaryFolder();
+        Measurement row = Run(folder["record.json"], "--budget", "0", "--case", "--seq-len 64").Rows[0];
+        Assert.Contains("budget", row.Skipped, StringComparison.Ordinal);
+        Assert.Null(row.Fault);
+        Assert.Null(row.Figure(Units.TokensPerSecond));
+    }
+
     [Theory]
     [InlineData("case \"--sequence 3\"", "--case", "--sequence 3")]
+    [InlineData("case \"--steps 3\": --steps is for all cases", "--case", "--steps 3")]
     [InlineData("step: ", "--steps", "0")]
     public void Wrong_usage_is_one_line(string start, params string[] arguments)
     {
