@@ -23,9 +23,9 @@ internal sealed class StepHarness(StepHarnessOptions options, TextWriter text)
         if (cases.Count == 0) throw new LaspException("no case is left to run; see --only");
         PerformanceRecord? before = options.Compare is null ? null : PerformanceRecord.Read(options.Compare);
         DeviceKind kind = cases[0].Options.World.Device;
-        // Held open to the end: the GPU's context lives as long as one device of it.
-        using Device device = Device.Open(kind == DeviceKind.Cuda ? "cuda:0" : "cpu");
-        Ceilings ceilings = device is CudaDevice gpu ? Ceilings.Of(gpu) : Ceilings.Of(device);
+        // Held to the end, or every case would make the GPU's context anew.
+        using CudaContext? context = kind == DeviceKind.Cuda ? CudaContext.OpenPrimary(0) : null;
+        Ceilings ceilings = CeilingsOf(kind);
         var record = new PerformanceRecord(
             PerformanceRecord.DescribeMachine(kind), PerformanceRecord.DescribeCommit(), PerformanceRecord.Today(), ceilings.CopyGigabytesPerSecond, ceilings.GemmTeraflops, _rows);
         _table.Head(record, kind);
@@ -39,6 +39,13 @@ internal sealed class StepHarness(StepHarnessOptions options, TextWriter text)
         if (before is not null) new ResultTable(text).Comparison(record, before);
         new ResultTable(text).Summary(record);
         return _rows.TrueForAll(r => r.Fault is null);
+    }
+
+    /// <summary>On a device of its own, whose memory is given back.</summary>
+    private static Ceilings CeilingsOf(DeviceKind kind)
+    {
+        using Device device = Device.Open(kind == DeviceKind.Cuda ? "cuda:0" : "cpu");
+        return device is CudaDevice gpu ? Ceilings.Of(gpu) : Ceilings.Of(device);
     }
 
     private Measurement Measure(StepCase one, double gemmTeraflops)
