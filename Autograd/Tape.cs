@@ -24,18 +24,27 @@ public sealed class Tape : IDisposable
     [ThreadStatic]
     private static List<Variable>? s_completed;
 
+    /// <summary>The lists of the tape that was disposed last, emptied: the next one need not grow its own.</summary>
+    [ThreadStatic]
+    private static (List<Function>, List<Variable>)? s_spare;
+
     private readonly bool _isExplicit;
     private readonly bool _records;
     private readonly List<Variable> _parameters = [];
-    private List<Function> _functions = [];
-    private List<Variable> _variables = [];
+    private List<Function> _functions;
+    private List<Variable> _variables;
     private Tape? _mergedInto;
     private int _openHandles;
     private State _state;
 
     public Tape() : this(isExplicit: true, records: true) { }
 
-    private Tape(bool isExplicit, bool records) => (_isExplicit, _records) = (isExplicit, records);
+    private Tape(bool isExplicit, bool records)
+    {
+        (_isExplicit, _records) = (isExplicit, records);
+        (_functions, _variables) = s_spare ?? ([], []);
+        s_spare = null;
+    }
 
     /// <summary>A tape on which functions only compute: nothing is saved for backward, whatever parameters they read.</summary>
     public static Tape WithoutGradients() => new(isExplicit: true, records: false);
@@ -232,6 +241,7 @@ public sealed class Tape : IDisposable
     /// <summary>Frees everything recorded: saved tensors, values, gradients of intermediate values.</summary>
     public void Dispose()
     {
+        if (_state == State.Closed) return;
         _state = State.Closed;
         while (_functions.Count > 0) Forget(TakeLast(), ran: false);
         foreach (Variable variable in _variables)
@@ -240,5 +250,7 @@ public sealed class Tape : IDisposable
             variable.ZeroGradient();
         }
         _variables.Clear();
+        s_spare = (_functions, _variables);
+        (_functions, _variables) = ([], []);
     }
 }

@@ -1,15 +1,13 @@
-using System.Diagnostics;
 using LaspNative.Runtime;
 
 namespace LaspNative.Model;
 
 /// <summary>What the host knows of a step when it has queued it.</summary>
-/// <param name="Started">Timestamp at which its first work was about to be queued.</param>
 /// <param name="PeakMemoryBytes">Of the device, so far.</param>
-internal readonly record struct QueuedStep(long Step, long Started, double LearningRate, long PeakMemoryBytes);
+internal readonly record struct QueuedStep(long Step, double LearningRate, long PeakMemoryBytes);
 
 /// <summary>What the device says of a step.</summary>
-/// <param name="Seconds">Until its results were there: since it began, or since those of the step before were there, whichever is less.</param>
+/// <param name="Seconds">From the step's first work to its last, on the device.</param>
 internal readonly record struct FinishedStep(QueuedStep Queued, double Loss, bool Stop, double SquaredNorm, double Seconds);
 
 /// <summary>
@@ -21,7 +19,6 @@ internal sealed class StepReports : IDisposable
     private readonly int _lag;
     private readonly Readback[] _readbacks;
     private readonly Queue<QueuedStep> _queued = new();
-    private long _lastArrival;
 
     public StepReports(Device device)
     {
@@ -36,10 +33,14 @@ internal sealed class StepReports : IDisposable
     /// <summary>Whether the next numbers are to be taken now, for the next step needs their place.</summary>
     public bool IsDue => _queued.Count > _lag;
 
+    /// <summary>The step's first work is about to be queued.</summary>
+    public void Begin(long step) => ReadbackOf(step).Begin();
+
+    /// <summary>All of the step is queued.</summary>
     /// <param name="numbers">[3]: loss, ranks that were told to stop, squared norm of the gradient.</param>
     public void Add(QueuedStep step, Tensor numbers)
     {
-        ReadbackOf(step).Start(numbers);
+        ReadbackOf(step.Step).Start(numbers);
         _queued.Enqueue(step);
     }
 
@@ -48,14 +49,11 @@ internal sealed class StepReports : IDisposable
     {
         QueuedStep step = _queued.Dequeue();
         Span<double> numbers = stackalloc double[3];
-        ReadbackOf(step).Take(numbers);
-        long arrival = Stopwatch.GetTimestamp();
-        double seconds = Stopwatch.GetElapsedTime(Math.Max(step.Started, _lastArrival), arrival).TotalSeconds;
-        _lastArrival = arrival;
-        return new FinishedStep(step, numbers[0], numbers[1] > 0, numbers[2], seconds);
+        TimeSpan elapsed = ReadbackOf(step.Step).Take(numbers);
+        return new FinishedStep(step, numbers[0], numbers[1] > 0, numbers[2], elapsed.TotalSeconds);
     }
 
-    private Readback ReadbackOf(QueuedStep step) => _readbacks[step.Step % _readbacks.Length];
+    private Readback ReadbackOf(long step) => _readbacks[step % _readbacks.Length];
 
     public void Dispose()
     {

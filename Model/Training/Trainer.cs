@@ -1,4 +1,3 @@
-using System.Diagnostics;
 using LaspNative.Autograd;
 using LaspNative.Collectives;
 using LaspNative.Runtime;
@@ -86,8 +85,8 @@ internal sealed class Trainer : IDisposable
     /// <summary>Queues all work of a step. What it says is read later, also whether it was skipped: the device changes nothing where loss or gradient are not finite.</summary>
     private void Queue(long step)
     {
-        long start = Stopwatch.GetTimestamp();
         _probe?.Before(step);
+        _reports.Begin(step);
         using Tensor numbers = Tensor.Empty([3], _model.DType.Accumulator(), _rank.Device, MemoryCategory.Workspace);
         using Tensor totals = numbers.Slice(0, 2), loss = numbers.Slice(0, 1), squaredNorm = numbers.Slice(2, 1);
         _step.Run(_sampler?.Sample(step), _groupBatch, _rank.Cancellation.IsCancellationRequested, totals);
@@ -95,12 +94,12 @@ internal sealed class Trainer : IDisposable
         double rate = _schedule[step];
         using (Tensor factor = GradientClipping.Factor(squaredNorm, loss, _options.Recipe.ClipNorm)) _replica.Update(rate, factor);
         _waits.EndStep();
-        _reports.Add(new QueuedStep(step, start, rate, _rank.Device.Memory.Peak), numbers);
+        _reports.Add(new QueuedStep(step, rate, _rank.Device.Memory.Peak), numbers);
     }
 
     private (StepRecord Record, bool Stop) Finish(FinishedStep finished)
     {
-        ((long step, _, double rate, long peak), double loss, bool stop, double squaredNorm, double seconds) = finished;
+        ((long step, double rate, long peak), double loss, bool stop, double squaredNorm, double seconds) = finished;
         if (!double.IsFinite(loss)) throw new LaspException($"the loss is {loss} at step {step}; lower the learning rate ({_options.Recipe.LearningRate}) or go on from an earlier checkpoint");
         if (!double.IsFinite(squaredNorm)) throw new LaspException($"the squared gradient norm is {squaredNorm} at step {step}; lower the learning rate ({_options.Recipe.LearningRate}) or look for a bad batch");
         double tokensPerSecond = _options.Recipe.Batch * _options.Recipe.SequenceLength / seconds;

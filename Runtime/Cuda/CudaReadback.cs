@@ -7,6 +7,8 @@ internal sealed class CudaReadback : Readback
     private readonly PinnedSlots _slots;
     private readonly nint _slot;
 
+    private readonly CudaEvent _begun;
+
     // A late reader has time: it sleeps, and leaves its core to other ranks.
     private readonly CudaEvent _arrived;
     private int _disposed;
@@ -14,8 +16,16 @@ internal sealed class CudaReadback : Readback
     public CudaReadback(CudaDevice device, PinnedSlots slots) : base(device, PinnedSlots.SlotBytes)
     {
         (_device, _slots) = (device, slots);
-        _arrived = new CudaEvent(device.Context, blocking: true);
+        _begun = new CudaEvent(device.Context, timing: true);
+        _arrived = new CudaEvent(device.Context, timing: true, blocking: true);
         _slot = slots.Take();
+        Begin();
+    }
+
+    public override void Begin()
+    {
+        _device.Context.MakeCurrent();
+        _begun.Record(_device.Stream);
     }
 
     private protected override void StartCore(nint source, int bytes)
@@ -25,16 +35,18 @@ internal sealed class CudaReadback : Readback
         _arrived.Record(_device.Stream);
     }
 
-    private protected override nint TakeCore()
+    private protected override nint TakeCore(out TimeSpan elapsed)
     {
         _device.Context.MakeCurrent();
         _arrived.Synchronize();
+        elapsed = TimeSpan.FromMilliseconds(CudaEvent.ElapsedMilliseconds(_begun, _arrived));
         return _slot;
     }
 
     public override void Dispose()
     {
         if (Interlocked.Exchange(ref _disposed, 1) != 0) return;
+        _begun.Dispose();
         _arrived.Dispose();
         _slots.Return(_slot);
     }

@@ -43,7 +43,7 @@ public class StepGpuTests
         };
     }
 
-    private static (double[] Losses, Sampler Sampler) Train(TrainOptions options)
+    private static (RecordingListener Listener, Sampler Sampler) Train(TrainOptions options)
     {
         TextCorpus corpus = TextCorpus.Read(options.Data, new ByteTokenizer());
         var listener = new RecordingListener();
@@ -55,7 +55,7 @@ public class StepGpuTests
             trainer.Run();
             if (rank.Rank == 0) sampler = own;
         });
-        return (listener.Losses, sampler!);
+        return (listener, sampler!);
     }
 
     [Fact]
@@ -64,15 +64,17 @@ public class StepGpuTests
         Gpu.Require();
         using var folder = new TemporaryFolder();
         TrainOptions options = Options(folder, "out", steps: 1000);
-        (double[] losses, Sampler sampler) = Train(options);
+        (RecordingListener listener, Sampler sampler) = Train(options);
+        double[] losses = listener.Losses, seconds = [.. listener.Steps.Skip(Warm).Select(s => s.Seconds).Order()];
         Assert.Equal(1000, losses.Length);
         Assert.InRange(losses[^1], 0, losses[0] - 1);
+        Assert.InRange(seconds[0], seconds[seconds.Length / 2] / 5, 1); // also of the last step, whose numbers are read right after those of the one before
         Assert.InRange(sampler.PerStep(s => s.ManagedBytes).Max(), 1, 256 << 10);
         Assert.All(sampler.PerStep(s => s.HostWaits), waits => Assert.Equal(1, waits)); // for the numbers of the step before
         Assert.All(sampler.PerStep(s => s.FullCollections), collections => Assert.Equal(0, collections));
         Assert.Single(sampler.PerStep(s => s.Launches).Distinct());
         Assert.Single(sampler.Samples.Skip(Warm).Select(s => (s.Bytes, s.Allocations, s.Reserved)).Distinct());
-        Assert.Equal(losses, Train(options with { LeavesNothing = true }).Losses);
+        Assert.Equal(losses, Train(options with { LeavesNothing = true }).Listener.Losses);
     }
 
     [Fact]
