@@ -49,7 +49,7 @@ public abstract class Function
     protected static Variable MakeAgain(Variable output, Func<Tensor> make)
     {
         ArgumentNullException.ThrowIfNull(output);
-        if (output.RequiresGradient) output.Source = new ValueSource(make);
+        if (output.RequiresGradient && output.Tape is { MakesAgain: true }) output.Source = new ValueSource(make);
         return output;
     }
 

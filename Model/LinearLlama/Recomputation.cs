@@ -38,6 +38,9 @@ public sealed record Recomputation
         _ => string.Create(CultureInfo.InvariantCulture, $"block:{EveryBlock}"),
     };
 
+    /// <summary>Whether a block, when it is computed again, keeps its norms and feature maps rather than making them a third time: where the feed-forward part goes in chunks, memory is what is short.</summary>
+    internal bool KeepsCheapValues => MlpChunk == 0;
+
     /// <summary>none, selective, block or block:k; null for anything else.</summary>
     public static Recomputation? Parse(string text)
     {
