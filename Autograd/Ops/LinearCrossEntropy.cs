@@ -80,9 +80,8 @@ public sealed class LinearCrossEntropy : Function
             using Tensor lossChunk = losses.Slice(start, count);
             using Tensor z = logits.Slice(0, count);
             backend.Gemm(xChunk, transposeA: false, weight, transposeB: true, alpha: 1, beta: 0, z);
-            backend.CrossEntropyInPlace(z, labelChunk, scale, lossChunk); // z is dz from here on
             using Tensor dz = rounded?.Slice(0, count) ?? z.Share();
-            if (rounded is not null) backend.Cast(z, dz);
+            backend.CrossEntropy(z, labelChunk, scale, lossChunk, dz);
             if (dx is not null)
             {
                 using Tensor dxChunk = dx.Slice(start, count);

@@ -266,10 +266,10 @@ public interface IBackend
     // ---- Loss (CrossEntropy.cs) ----
 
     /// <summary>
-    /// Per row r of logits [R, V]: losses[r] = logsumexp(logits[r]) - logits[r, label], and in place logits[r, :] = gradientScale[0] * (softmax(logits[r]) - onehot(label)).
-    /// labels I32 [R]; a negative label is ignored: loss 0, gradient 0. gradientScale [1] and losses [R] of Acc. logits is T or Acc.
+    /// Per row r of logits [R, V]: losses[r] = logsumexp(logits[r]) - logits[r, label] and gradient[r, :] = gradientScale[0] * (softmax(logits[r]) - onehot(label)).
+    /// labels I32 [R]; a negative label is ignored: loss 0, gradient 0. gradientScale [1] and losses [R] of Acc. logits is T or Acc; gradient is T, or the logits themselves.
     /// </summary>
-    void CrossEntropyInPlace(Tensor logits, Tensor labels, Tensor gradientScale, Tensor losses);
+    void CrossEntropy(Tensor logits, Tensor labels, Tensor gradientScale, Tensor losses, Tensor gradient);
 
     /// <summary>
     /// reciprocal[0] = 1 / max(1, count[0] * <see cref="CountDigit"/> + count[1]): what makes a mean of a sum over tokens. count F32 [2]: two digits in which a number of up to 2^40 labels

@@ -1,5 +1,5 @@
-// Per row of logits [R, V]: losses[r] = logsumexp(logits[r]) - logits[r, label], and in place
-//     logits[r, :] = gradient_scale[0] * (softmax(logits[r]) - onehot(label)).
+// Per row of logits [R, V]:
+//     losses[r] = logsumexp(logits[r]) - logits[r, label]        gradient[r, :] = gradient_scale[0] * (softmax(logits[r]) - onehot(label)), in fp32 or bf16; it may overwrite logits of its type
 // A negative label gives loss 0 and gradient 0; a label beyond V gives a loss of NaN, for there is no such class.
 // Launch: one block per row, of 1024 threads where the row has work for them, with shared memory for its first `kept` columns (a multiple of 8). The second pass, for
 // the gradient, finds those there and most others in the cache, as few rows are under way at once. fp32, deterministic.
@@ -28,10 +28,11 @@ template <int N, typename Body> __device__ __forceinline__ void for_each_pack(co
     }
 }
 
-template <int N> __device__ __forceinline__ void cross_entropy(element* x, int64 label, int64 columns, int64 kept, float gradient_scale, float* scratch, float* loss)
+template <int N, typename Out> __device__ __forceinline__ void cross_entropy_of_row(
+    const element* x, int64 label, int64 columns, int64 kept, float gradient_scale, float* scratch, float* loss, Out* y)
 {
     if (label < 0) {
-        for (int64 c = threadIdx.x * N; c < columns; c += (int64)blockDim.x * N) store(Pack<N>{}, x + c);
+        for (int64 c = threadIdx.x * N; c < columns; c += (int64)blockDim.x * N) store(Pack<N>{}, y + c);
         if (threadIdx.x == 0) *loss = 0.0f;
         return;
     }
@@ -67,19 +68,35 @@ template <int N> __device__ __forceinline__ void cross_entropy(element* x, int64
             for (int j = 0; j < N; ++j)
                 if (c + j == label) p.at[j] -= gradient_scale;
         }
-        store(p, x + c);
+        store(p, y + c);
     });
 }
 
-KERNEL __launch_bounds__(THREADS, 1) cross_entropy_in_place(element* logits, const int* labels, int64 columns, int64 kept, const float* gradient_scale, float* losses)
+template <typename Out> __device__ __forceinline__ void cross_entropy(
+    const element* logits, const int* labels, int64 columns, int64 kept, const float* gradient_scale, float* losses, Out* gradient)
 {
     __shared__ float scratch[WARP];
-    const float scale = *gradient_scale;
-    element* x = logits + blockIdx.x * columns;
-    const int64 label = labels[blockIdx.x];
-    if (packs_fit(columns, (const element*)logits)) cross_entropy<PACK>(x, label, columns, kept, scale, scratch, losses + blockIdx.x);
-    else cross_entropy<1>(x, label, columns, kept, scale, scratch, losses + blockIdx.x);
+    const int64 start = blockIdx.x * columns, label = labels[blockIdx.x];
+    const auto run = [&](auto lanes) {
+        cross_entropy_of_row<lanes.count>(logits + start, label, columns, kept, *gradient_scale, scratch, losses + blockIdx.x, gradient + start);
+    };
+    if (packs_fit(columns, logits) && packs_fit(columns, (const Out*)gradient)) run(Lanes<PACK>());
+    else run(Lanes<1>());
 }
+
+KERNEL __launch_bounds__(THREADS, 1) cross_entropy_to_bf16(
+    const element* logits, const int* labels, int64 columns, int64 kept, const float* gradient_scale, float* losses, bf16* gradient)
+{
+    cross_entropy(logits, labels, columns, kept, gradient_scale, losses, gradient);
+}
+
+#if LASP_ELEMENT_F32
+KERNEL __launch_bounds__(THREADS, 1) cross_entropy_to_f32(
+    const float* logits, const int* labels, int64 columns, int64 kept, const float* gradient_scale, float* losses, float* gradient)
+{
+    cross_entropy(logits, labels, columns, kept, gradient_scale, losses, gradient);
+}
+#endif
 
 // reciprocal = 1 / max(1, count[0] * digit + count[1]): the scale of a mean over tokens, from a count in two exact digits. One thread.
 KERNEL count_reciprocal(const float* count, double digit, float* reciprocal) { *reciprocal = (float)(1.0 / fmax(1.0, count[0] * digit + count[1])); }

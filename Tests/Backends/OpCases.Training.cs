@@ -13,7 +13,11 @@ public static partial class OpCases
         {
             AddCrossEntropy(rows, vocabulary, OperandKind.T);
             AddCrossEntropy(rows, vocabulary, OperandKind.Acc);
+            AddCrossEntropy(rows, vocabulary, OperandKind.Acc, isInPlace: false);
         }
+        AddCrossEntropy(rows: 1, vocabulary: 65_544, OperandKind.Acc);
+        AddCrossEntropy(rows: 1, vocabulary: 65_544, OperandKind.Acc, isInPlace: false);
+        AddCrossEntropy(rows: 7, vocabulary: 128_256, OperandKind.Acc, isInPlace: false);
         AddLinearCrossEntropy(rows: 7, vocabulary: 11, width: 5);
         foreach (OperandKind gradient in (OperandKind[])[OperandKind.Acc, OperandKind.T])
             foreach (long step in (long[])[1, 1000]) AddAdamW(gradient, step);
@@ -25,22 +29,25 @@ public static partial class OpCases
 
     private static long[] Labels(int rows, int vocabulary) => [.. Enumerable.Range(0, rows).Select(r => r % 4 == 2 ? -1L - r : (r * 7 + 3) % vocabulary)];
 
-    private static void AddCrossEntropy(int rows, int vocabulary, OperandKind kind)
+    /// <summary>The gradient of type T beside the logits, or in their place.</summary>
+    private static void AddCrossEntropy(int rows, int vocabulary, OperandKind kind, bool isInPlace = true)
     {
         const double Scale = 0.125;
         long[] labels = Labels(rows, vocabulary);
-        s_rows[$"cross entropy {rows}x{vocabulary} {kind}"] = () => new OpCase
+        string gradient = isInPlace ? "logits" : "gradient";
+        s_rows[$"cross entropy {rows}x{vocabulary} {kind}{(isInPlace ? "" : " beside")}"] = () => new OpCase
         {
             Operands =
             [
                 new Operand("logits", [rows, vocabulary], kind, TestData.Heads(1, rows, vocabulary, 1, rank: 3)),
                 new Operand("labels", [rows], OperandKind.I32, Array.ConvertAll(labels, l => (double)l)), Acc("scale", [1], [Scale]), Acc("losses", [rows]),
+                .. isInPlace ? (Operand[])[] : [T("gradient", [rows, vocabulary])],
             ],
-            Call = (backend, t) => backend.CrossEntropyInPlace(t("logits"), t("labels"), t("scale"), t("losses")),
+            Call = (backend, t) => backend.CrossEntropy(t("logits"), t("labels"), t("scale"), t("losses"), t(gradient)),
             Oracle = v =>
             {
-                (double[] losses, double[] gradient) = MatrixOracle.CrossEntropy(v("logits"), labels, vocabulary, Scale);
-                return Results(("losses", losses), ("logits", gradient));
+                (double[] losses, double[] dLogits) = MatrixOracle.CrossEntropy(v("logits"), labels, vocabulary, Scale);
+                return Results(("losses", losses), (gradient, dLogits));
             },
         };
     }
