@@ -171,7 +171,7 @@ public readonly struct BackwardPass
 
     /// <summary>
     /// The gradient buffer of an input that wants one, to be written in place: overwritten when <paramref name="accumulate"/> is false (its content is undefined),
-    /// added to when true. Borrowed. For a leaf it is fp32 (fp64), for an intermediate value of the value's type.
+    /// added to when true. Borrowed. It is of the input's <see cref="Variable.GradientDType"/>.
     /// </summary>
     public Tensor Buffer(int index, out bool accumulate)
     {

@@ -14,11 +14,12 @@ public sealed class Variable : IDisposable
     private int _pendingUses;
     private bool _disposed;
 
-    internal Variable(Tensor? value, bool requiresGradient, Tape? tape, Device device)
+    internal Variable(Tensor? value, bool requiresGradient, Tape? tape, Device device, DType? gradient = null)
     {
         _value = value;
         _tape = tape;
         RequiresGradient = requiresGradient;
+        GradientDType = gradient ?? (IsLeaf ? DType.Accumulator() : DType);
         Device = device;
     }
 
@@ -33,7 +34,13 @@ public sealed class Variable : IDisposable
 
     public bool RequiresGradient { get; }
 
-    /// <summary>The gradient; null before a backward pass, or when none reached this variable. Owned by the variable. Those of leaves are fp32 (fp64 for F64).</summary>
+    /// <summary>The type that gradients are collected in. Leaves collect theirs over whole steps: in fp32 (fp64 for F64), or what <see cref="Parameter"/> was told.</summary>
+    public DType GradientDType { get; }
+
+    /// <summary>
+    /// The gradient; null before a backward pass, or when none reached this variable. Owned by the variable. Of <see cref="GradientDType"/>; of a leaf that functions have added to in fp32,
+    /// such as a norm's weight, it may be fp32 in any case.
+    /// </summary>
     public Tensor? Gradient { get; private set; }
 
     /// <summary>
@@ -59,10 +66,13 @@ public sealed class Variable : IDisposable
     internal bool IsDefaultRoot { get; private set; }
 
     /// <summary>A leaf that wants a gradient. Takes ownership of <paramref name="value"/>.</summary>
-    public static Variable Parameter(Tensor value)
+    /// <param name="gradient">The type that matrix products collect the gradient in: the value's own, or (null) fp32 (fp64), which sums of many products ask for.</param>
+    public static Variable Parameter(Tensor value, DType? gradient = null)
     {
         ArgumentNullException.ThrowIfNull(value);
-        return new Variable(value, requiresGradient: true, tape: null, value.Device);
+        if (gradient is { } type && type != value.DType && type != value.DType.Accumulator())
+            throw new LaspException($"the gradient of {value.DType} values cannot be collected in {type}; use {value.DType} or {value.DType.Accumulator()}");
+        return new Variable(value, requiresGradient: true, tape: null, value.Device, gradient);
     }
 
     /// <summary>A leaf without gradient. Takes ownership of <paramref name="value"/>.</summary>
@@ -100,8 +110,8 @@ public sealed class Variable : IDisposable
     public void PutGradient(Tensor gradient)
     {
         ArgumentNullException.ThrowIfNull(gradient);
-        if (!IsLeaf || gradient.Count != Shape.Count || gradient.DType != GradientDType)
-            throw new LaspException($"a gradient {gradient.DType} {gradient.Shape} cannot be put at a variable {DType} {Shape}; it takes a leaf, and as many elements of {DType.Accumulator()}");
+        if (!IsLeaf || gradient.Count != Shape.Count || (gradient.DType != DType && gradient.DType != DType.Accumulator()))
+            throw new LaspException($"a gradient {gradient.DType} {gradient.Shape} cannot be put at a variable {DType} {Shape}; it takes a leaf, and as many elements of {DType.Accumulator()} or {DType}");
         ZeroGradient();
         using (gradient) Gradient = gradient.View(Shape);
     }
@@ -124,9 +134,6 @@ public sealed class Variable : IDisposable
 
     /// <summary>Whether this leaf has someone to tell and no recorded function of it is left.</summary>
     internal bool IsGradientComplete => _pendingUses == 0 && GradientCompleted is not null && IsLeaf;
-
-    /// <summary>The type of the gradient that others see: leaves collect theirs over whole steps, in fp32 (fp64).</summary>
-    internal DType GradientDType => IsLeaf ? DType.Accumulator() : DType;
 
     /// <summary>Adds a contribution and takes ownership of it. Memory shared with someone else is never written.</summary>
     internal void Accumulate(Tensor contribution)

@@ -6,7 +6,7 @@ namespace LaspNative.Autograd;
 /// y = x W^T        x [.., K], W [N, K], y [.., N]
 /// dx = dy W        dW = dy^T x
 /// In a replay (<see cref="Recompute"/>) y may be left unwritten where it is an output of the region: the product that nobody reads is not made again.
-/// Both gradients are written by the matrix product straight into the inputs' gradient buffers (beta 0 or 1): for a parameter that is its fp32 gradient.
+/// Both gradients are written by the matrix product straight into the inputs' gradient buffers (beta 0 or 1): for a parameter in the type that its gradient is collected in.
 /// </summary>
 public sealed class Linear : Function
 {

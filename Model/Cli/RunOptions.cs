@@ -24,11 +24,13 @@ internal sealed class RunOptions
     private readonly Option<int?> _zero = OptionKinds.Whole("--zero", "What all ranks divide among themselves: 1 optimizer states, 2 gradients too, 3 parameters too. [default: 0, nothing]", "0|1|2|3", 0);
     private readonly Option<int?> _bucket = OptionKinds.Whole("--bucket-mib", "MiB of gradients that one message sums, while backward goes on. [default: 32]", "M", 1);
 
+    private readonly Option<string?> _gradientDType = OptionKinds.Choice("--gradient-dtype", "Type that the gradients of the blocks are summed in, over tokens and over ranks; bf16 with --dtype bf16 only. [default: fp32]", "fp32", "bf16");
+
     public CommonOptions Common { get; } = new();
 
     public void AddTo(Command command)
     {
-        foreach (Option option in new Option[] { _preset, _config, _sequenceLength, _batch, _layerPattern, _outputGate, _checkpointing, _keepStates, _checkpointMemory, _pinnedMemory, _mlpChunk, _zero, _bucket }) command.Add(option);
+        foreach (Option option in new Option[] { _preset, _config, _sequenceLength, _batch, _layerPattern, _outputGate, _checkpointing, _keepStates, _checkpointMemory, _pinnedMemory, _mlpChunk, _zero, _bucket, _gradientDType }) command.Add(option);
         Common.AddTo(command);
         command.Validators.Add(result =>
         {
@@ -62,6 +64,7 @@ internal sealed class RunOptions
             SoftmaxStrategy = Common.SoftmaxStrategyOf(parsed),
             Recomputation = RecomputationOf(parsed),
             DType = CommonOptions.DTypeOf(parsed.GetValue(Common.DType), world.Device),
+            GradientDType = parsed.GetValue(_gradientDType) is { } gradient ? CommonOptions.DTypeOf(gradient, world.Device) : null,
             Seed = parsed.GetValue(Common.Seed) ?? 0,
         });
     }

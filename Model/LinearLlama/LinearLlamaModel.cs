@@ -15,22 +15,23 @@ public sealed class LinearLlamaModel : IDisposable
     private readonly Variable _lmHead;
 
     /// <summary>Builds the model with initial weights of this seed. Throws <see cref="LaspException"/> for a configuration that no model can have.</summary>
-    public LinearLlamaModel(LinearLlamaConfig config, Device device, DType dtype, ulong seed) : this(config, device, dtype, seed, keepsInitialValues: false) { }
+    public LinearLlamaModel(LinearLlamaConfig config, Device device, DType dtype, ulong seed) : this(config, device, dtype, seed, gradientDType: null, keepsInitialValues: false) { }
 
+    /// <param name="gradientDType">The type that the gradients of the blocks' parameters are collected in: <paramref name="dtype"/>, or (null) fp32 (fp64).</param>
     /// <param name="keepsInitialValues">Whether an optimizer is about to ask for every <see cref="InitialValue"/>: they wait for it on the device.</param>
-    internal LinearLlamaModel(LinearLlamaConfig config, Device device, DType dtype, ulong seed, bool keepsInitialValues)
+    internal LinearLlamaModel(LinearLlamaConfig config, Device device, DType dtype, ulong seed, DType? gradientDType, bool keepsInitialValues)
     {
         ArgumentNullException.ThrowIfNull(config);
         config.Validate();
         Config = config;
         DType = dtype;
-        _parameters = new ModelParameters(device, dtype, seed, config.InitializerRange, keepsInitialValues);
+        _parameters = new ModelParameters(device, dtype, seed, config.InitializerRange, gradientDType, keepsInitialValues);
         try
         {
-            _embedTokens = _parameters.Matrix("model.embed_tokens.weight", config.VocabSize, config.HiddenSize);
+            _embedTokens = _parameters.Table("model.embed_tokens.weight", config.VocabSize, config.HiddenSize);
             for (int i = 0; i < config.NumHiddenLayers; i++) _blocks.Add(new LinearLlamaBlock(config, i, _parameters, device, dtype));
-            _norm = _parameters.NormWeight("model.norm.weight", config.HiddenSize, config.Norm);
-            _lmHead = config.TieWordEmbeddings ? _embedTokens : _parameters.Matrix("lm_head.weight", config.VocabSize, config.HiddenSize);
+            _norm = _parameters.LastNormWeight("model.norm.weight", config.HiddenSize, config.Norm);
+            _lmHead = config.TieWordEmbeddings ? _embedTokens : _parameters.Table("lm_head.weight", config.VocabSize, config.HiddenSize);
         }
         catch
         {

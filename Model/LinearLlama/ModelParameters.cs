@@ -7,19 +7,26 @@ namespace LaspNative.Model;
 /// Makes a model's parameters. Names are Hugging Face's where Llama has a counterpart. Weight decay pulls on matrices; norms' weights are left alone. Values depend on the seed and the tensor's name only: normal numbers drawn on the host in fp32 and then rounded to the model's
 /// type, so that they are the same on every rank, for any number of ranks, and on every device.
 /// </summary>
+/// <param name="gradientDType">The type that the gradients of the blocks' parameters are collected in; those outside of the blocks take fp32 (fp64) in any case.</param>
 /// <param name="keepsExact">Whether the unrounded values wait on the device to be taken: drawing a billion of them again takes seconds.</param>
-internal sealed class ModelParameters(Device device, DType dtype, ulong seed, double initializerRange, bool keepsExact = false) : IDisposable
+internal sealed class ModelParameters(Device device, DType dtype, ulong seed, double initializerRange, DType? gradientDType = null, bool keepsExact = false) : IDisposable
 {
     private readonly List<NamedParameter> _all = [];
     private readonly Dictionary<string, Tensor> _exact = new(StringComparer.Ordinal);
 
     public IReadOnlyList<NamedParameter> All => _all;
 
-    /// <summary>A weight [outputs, inputs] of normal values.</summary>
-    public Variable Matrix(string name, long outputs, long inputs) => Add(name, [outputs, inputs]);
+    /// <summary>A weight [outputs, inputs] of a block, of normal values.</summary>
+    public Variable Matrix(string name, long outputs, long inputs) => Add(name, [outputs, inputs], gradientDType);
 
-    /// <summary>A norm's weight [width] of ones; null for a norm that has none.</summary>
-    public Variable? NormWeight(string name, long width, NormKind kind) => kind == NormKind.SimpleRms ? null : Add(name, [width]);
+    /// <summary>A vector per token id, [vocabulary, width], of normal values. Its gradient is a sum over chunks of tokens, and of the two uses of a tied table.</summary>
+    public Variable Table(string name, long vocabulary, long width) => Add(name, [vocabulary, width]);
+
+    /// <summary>The weight [width] of a norm in a block, of ones; null for a norm that has none.</summary>
+    public Variable? NormWeight(string name, long width, NormKind kind) => kind == NormKind.SimpleRms ? null : Add(name, [width], gradientDType);
+
+    /// <summary>As <see cref="NormWeight"/>, of the norm after the blocks.</summary>
+    public Variable? LastNormWeight(string name, long width, NormKind kind) => kind == NormKind.SimpleRms ? null : Add(name, [width]);
 
     /// <summary>The initial value of a parameter before it is rounded to the model's type, in fp32: the one that was kept, the first time.</summary>
     public Tensor ExactValue(string name, Shape shape)
@@ -31,14 +38,14 @@ internal sealed class ModelParameters(Device device, DType dtype, ulong seed, do
         return Tensor.FromSpan(values, shape, device, MemoryCategory.Workspace);
     }
 
-    private Variable Add(string name, Shape shape)
+    private Variable Add(string name, Shape shape, DType? gradient = null)
     {
         Tensor exact = ExactValue(name, shape);
         Tensor value = Tensor.Empty(shape, dtype, device, MemoryCategory.Parameters);
         device.Backend.Cast(exact, value);
         if (keepsExact && dtype != dtype.Accumulator()) _exact.Add(name, exact);
         else exact.Dispose();
-        var variable = Variable.Parameter(value);
+        var variable = Variable.Parameter(value, gradient);
         _all.Add(new NamedParameter(name, variable, Decays: shape.Rank > 1));
         return variable;
     }

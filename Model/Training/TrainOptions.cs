@@ -43,6 +43,9 @@ public sealed record TrainOptions
     /// <summary>Type of parameters and activations; optimizer states are fp32 (fp64) in any case.</summary>
     public DType DType { get; init; } = DType.F32;
 
+    /// <summary>The type that the gradients of the blocks are summed in, over tokens and over ranks; null: fp32 (fp64), as those of embeddings, last norm and last projection are in any case.</summary>
+    public DType? GradientDType { get; init; }
+
     public long Seed { get; init; }
 
     /// <summary>Whether to go on from the newest checkpoint in <see cref="Output"/>.</summary>
@@ -71,6 +74,7 @@ public sealed record TrainOptions
         Config.Validate();
         Recomputation.Validate();
         if (!DType.IsFloat()) throw new LaspException($"a model cannot compute in {DType}; use fp32 or bf16");
+        if (GradientDType is { } gradient && gradient != DType && gradient != DType.Accumulator()) throw new LaspException($"gradients of a model in {DType} cannot be collected in {gradient}; use {DType} or {DType.Accumulator()}");
         if (StopAfter < 1) throw new LaspException($"the run is to stop after step {StopAfter}; steps count from 1");
         if (CheckpointEvery < 0) throw new LaspException($"a checkpoint every {CheckpointEvery} steps is not possible; use 0 for one at the end only");
         if (DataParallel < 1) throw new LaspException($"{DataParallel} data-parallel groups cannot be; use 1 or more");

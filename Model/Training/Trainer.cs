@@ -35,7 +35,7 @@ internal sealed class Trainer : IDisposable
         _mesh = new ProcessMesh(rank.World, options.DataParallel, rank.Size / options.DataParallel);
         _groupBatch = recipe.Batch / options.DataParallel;
         _sampler = _mesh.SpRank == SequenceScatter.Source ? SamplerOfGroup(_mesh.DpRank) : null;
-        _model = new LinearLlamaModel(options.Config, rank.Device, options.DType, unchecked((ulong)options.Seed), keepsInitialValues: options.Zero == ZeroStage.None);
+        _model = new LinearLlamaModel(options.Config, rank.Device, options.DType, unchecked((ulong)options.Seed), options.GradientDType, keepsInitialValues: options.Zero == ZeroStage.None);
         _inputs = BlockInputs.Open(options, rank.Device, _groupBatch * new SequencePartition(recipe.SequenceLength, _mesh.SpSize).Length(_mesh.SpRank), line => listener?.Note(line));
         var sequence = new SequenceContext(new WaitMeter(_mesh.SequenceParallel, _waits), options.Strategy, options.SoftmaxStrategy, new SequencePartition(recipe.SequenceLength, _mesh.SpSize)) { Recomputation = options.Recomputation, Inputs = _inputs };
         var world = new WaitMeter(_mesh.World, _waits);
@@ -126,6 +126,7 @@ internal sealed class Trainer : IDisposable
         CorpusFingerprint = _stream.Fingerprint,
         Recipe = _options.Recipe,
         DType = _options.DType,
+        GradientDType = _options.GradientDType,
         Device = _rank.Device.Kind.ToString(),
         Ranks = _mesh.SpSize,
         DataParallel = _options.DataParallel,

@@ -34,6 +34,9 @@ internal sealed record TrainerState
 
     public required DType DType { get; init; }
 
+    /// <summary>Of the blocks; null: fp32 (fp64).</summary>
+    public DType? GradientDType { get; init; }
+
     public required string Device { get; init; }
 
     public required int Ranks { get; init; }
@@ -76,6 +79,7 @@ internal sealed record TrainerState
         if (saved.CorpusFingerprint != CorpusFingerprint) yield return $"the text has changed since the checkpoint ({saved.CorpusTokens} tokens then, {CorpusTokens} now)";
         if (saved.Recipe != Recipe) yield return "the training options differ from the checkpoint's; the new ones hold from here on";
         if (saved.DType != DType) yield return $"the checkpoint was trained in {saved.DType}, this run computes in {DType}";
+        if (saved.GradientDType != GradientDType) yield return $"the checkpoint's gradients were collected in {saved.GradientDType ?? saved.DType.Accumulator()}, this run's in {GradientDType ?? DType.Accumulator()}";
         if (saved.Device != Device) yield return $"the checkpoint was trained on {saved.Device}, this run is on {Device}";
         if (saved.Ranks != Ranks) yield return $"the checkpoint was trained on {saved.Ranks} ranks, this run has {Ranks}";
         if (saved.DataParallel != DataParallel) yield return $"the checkpoint was trained by {saved.DataParallel} data-parallel groups, this run has {DataParallel}";

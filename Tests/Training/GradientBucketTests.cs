@@ -36,12 +36,14 @@ public class GradientBucketTests
     [InlineData(1, 22)]
     [InlineData(6000, 21)]
     [InlineData(1 << 30, 1)]
-    public void Messages_leave_during_backward_and_their_bytes_are_the_formulas(long bytes, int buckets)
+    [InlineData(1, 22, DType.BF16)]
+    [InlineData(1 << 30, 3, DType.BF16)]
+    public void Messages_leave_during_backward_and_their_bytes_are_the_formulas(long bytes, int buckets, DType dtype = DType.F32)
     {
         World.Run(new WorldOptions(DeviceKind.Cpu, 2), rank =>
         {
             StepOnRanks step = Step(tied: true);
-            using var model = new LinearLlamaModel(step.Config, rank.Device, DType.F32, seed: 3);
+            using var model = new LinearLlamaModel(step.Config, rank.Device, dtype, seed: 3, gradientDType: dtype, keepsInitialValues: false);
             using GradientBuckets gradients = GradientBuckets.WholeOnEveryRank(model.Parameters, rank.World, bytes);
             var global = new GlobalStep(model, rank.World, StepOnRanks.Alone(rank.World, step.Batch.Length), gradients);
             using Tensor totals = Tensor.Empty([2], DType.F32, rank.Device);
@@ -60,10 +62,10 @@ public class GradientBucketTests
                 global.Run(step.Batch, step.Batch.Count, stop: false, totals);
                 Assert.Equal(buckets - 1, during - Others); // all but the bucket of the embedding, whose gradient is complete last
                 Assert.Equal(buckets + Others, rank.World.Counters.MessagesBy(CollectiveKind.AllReduce));
-                long padding = FlatBucket.Cut(model.Parameters.Reverse(), bytes / 4, 1).Sum(b => b.Padding);
-                long elements = model.Parameters.Sum(p => p.Variable.Shape.Count);
-                Assert.InRange(padding, 0, FlatBucket.Alignment * model.Parameters.Count);
-                Assert.Equal(4 * (elements + padding) + 8 + 8, rank.World.Counters.BytesSentBy(CollectiveKind.AllReduce)); // 2 (R-1)/R = 1
+                long padding = FlatBucket.Cut(model.Parameters.Reverse(), bytes, 1).Sum(b => b.Padding * b.GradientDType.Size());
+                long size = model.Parameters.Sum(p => p.Variable.Shape.Count * (p.Name.StartsWith("model.layers.", StringComparison.Ordinal) ? dtype.Size() : 4));
+                Assert.InRange(padding, 0, 4 * FlatBucket.Alignment * model.Parameters.Count);
+                Assert.Equal(size + padding + 8 + 8, rank.World.Counters.BytesSentBy(CollectiveKind.AllReduce)); // 2 (R-1)/R = 1
                 foreach (NamedParameter parameter in model.Parameters) parameter.Variable.ZeroGradient();
             }
             Assert.Equal(0, rank.Device.Memory.CurrentOf(MemoryCategory.Gradients));

@@ -68,12 +68,13 @@ public class ZeroTrainingTests
     [InlineData(Hybrid, 2, 2, DType.F32)]
     [InlineData(Hybrid, 4, 1, DType.F32)]
     [InlineData(Hybrid, 2, 2, DType.BF16)]
+    [InlineData(Hybrid, 2, 2, DType.BF16, DType.BF16)]
     [InlineData("tnl-0.4b-test", 1, 3, DType.F32)]
     [InlineData("roberta-tiny", 2, 1, DType.F32)]
-    public void Without_clipping_every_stage_gives_the_same_bits_in_losses_and_checkpoints(string preset, int dp, int sp, DType dtype)
+    public void Without_clipping_every_stage_gives_the_same_bits_in_losses_and_checkpoints(string preset, int dp, int sp, DType dtype, DType? gradient = null)
     {
         using var folder = new TemporaryFolder();
-        TrainOptions plain = Options(folder, dp, sp, ZeroStage.None, clip: 0, steps: 6, preset) with { DType = dtype };
+        TrainOptions plain = Options(folder, dp, sp, ZeroStage.None, clip: 0, steps: 6, preset) with { DType = dtype, GradientDType = gradient };
         double[] expected = [.. Steps(plain).Select(s => s.Loss)];
         foreach (ZeroStage zero in (ZeroStage[])[ZeroStage.OptimizerStates, ZeroStage.Gradients, ZeroStage.Parameters])
         {
@@ -82,6 +83,17 @@ public class ZeroTrainingTests
             foreach (string file in (string[])["model.safetensors", "optimizer.safetensors"])
                 Assert.Equal(File.ReadAllBytes(Path.Combine(plain.Output, "checkpoint-6", file)), File.ReadAllBytes(Path.Combine(options.Output, "checkpoint-6", file)));
         }
+    }
+
+    [Fact]
+    public void Gradients_in_bf16_train_as_those_in_fp32_do()
+    {
+        using var folder = new TemporaryFolder();
+        TrainOptions options = Options(folder, 2, 1, ZeroStage.None, clip: 0.5, steps: 12) with { DType = DType.BF16 };
+        StepRecord[] exact = Steps(options), rounded = Steps(options with { GradientDType = DType.BF16, Output = folder["bf16"] });
+        Assert.InRange(LargestDifference(exact, rounded), 1e-9, 0.02);
+        Assert.True(rounded[^1].Loss < 0.95 * rounded[0].Loss, $"the loss went from {rounded[0].Loss} to {rounded[^1].Loss}");
+        Assert.Contains("cannot be collected in BF16", Assert.Throws<LaspException>(() => (options with { DType = DType.F32, GradientDType = DType.BF16 }).Validate()).Message, StringComparison.Ordinal);
     }
 
     [Fact]

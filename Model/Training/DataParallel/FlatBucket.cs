@@ -1,4 +1,5 @@
 using LaspNative.Autograd;
+using LaspNative.Runtime;
 
 namespace LaspNative.Model;
 
@@ -22,6 +23,7 @@ internal sealed class FlatBucket
             end = pieces[i].End;
         }
         Pieces = pieces;
+        GradientDType = parameters.Select(p => p.Variable.GradientDType).MaxBy(t => t.Size());
         Ranks = ranks;
         Length = ranks == 1 ? end : RoundUp(end, (long)ranks * Alignment);
     }
@@ -29,6 +31,9 @@ internal sealed class FlatBucket
     public IReadOnlyList<FlatPiece> Pieces { get; }
 
     public int Ranks { get; }
+
+    /// <summary>What a message of these gradients is made of: the widest type that one of them is collected in.</summary>
+    public DType GradientDType { get; }
 
     /// <summary>Elements with padding.</summary>
     public long Length { get; }
@@ -51,21 +56,22 @@ internal sealed class FlatBucket
     }
 
     /// <summary>
-    /// Cuts parameters, in the order given, into buckets of at most <paramref name="elements"/> where one parameter alone does not exceed it. A parameter of a quarter of that or more has a bucket
-    /// to itself: its gradient is the message as it lies, and is copied nowhere.
+    /// Cuts parameters, in the order given, into buckets whose gradients are of one type and take at most <paramref name="bytes"/>, where one parameter's alone do not exceed them. A parameter
+    /// of a quarter of that or more has a bucket to itself: its gradient is the message as it lies, and is copied nowhere.
     /// </summary>
-    public static IReadOnlyList<FlatBucket> Cut(IEnumerable<NamedParameter> parameters, long elements, int ranks)
+    public static IReadOnlyList<FlatBucket> Cut(IEnumerable<NamedParameter> parameters, long bytes, int ranks)
     {
         var buckets = new List<FlatBucket>();
         var current = new List<NamedParameter>();
         long filled = 0;
         foreach (NamedParameter parameter in parameters)
         {
-            long count = parameter.Variable.Shape.Count;
-            bool alone = count >= (elements + 3) / 4;
-            if (current.Count > 0 && (alone || filled + count > elements)) Close();
+            Variable variable = parameter.Variable;
+            long size = variable.Shape.Count * variable.GradientDType.Size();
+            bool alone = size >= (bytes + 3) / 4;
+            if (current.Count > 0 && (alone || filled + size > bytes || variable.GradientDType != current[0].Variable.GradientDType)) Close();
             current.Add(parameter);
-            filled += count;
+            filled += size;
             if (alone) Close();
         }
         if (current.Count > 0) Close();

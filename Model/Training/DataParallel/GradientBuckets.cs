@@ -10,7 +10,7 @@ namespace LaspNative.Model;
 ///   DDP      all-reduce      sends 2 (R-1)/R n x 4 bytes    every parameter keeps its whole gradient
 ///   ZeRO-1   reduce-scatter  sends (R-1)/R n x 4 bytes      the whole bucket stays until the step's end, the rank's shard of it holds the sum
 ///   ZeRO-2   reduce-scatter  sends (R-1)/R n x 4 bytes      only the shard outlives the bucket's message
-/// (8 in place of 4 where gradients are fp64.) The communicator decides the order of sums; on CPU it is the ranks' order for every stage, hence the same bits.
+/// (8 in place of 4 where gradients are fp64, 2 where those of the blocks are bf16.) The communicator decides the order of sums; on CPU it is the ranks' order for every stage, hence the same bits.
 /// </summary>
 internal sealed class GradientBuckets : IDisposable
 {
@@ -59,10 +59,7 @@ internal sealed class GradientBuckets : IDisposable
     /// Plain data parallelism: parameters in reverse order, since backward completes the last layer first, in buckets of <paramref name="bytes"/> of gradients.
     /// </summary>
     public static GradientBuckets WholeOnEveryRank(IReadOnlyList<NamedParameter> parameters, ICommunicator group, long bytes) =>
-        new(FlatBucket.Cut(parameters.Reverse(), ElementsOf(parameters, bytes), ranks: 1), group, ZeroStage.None);
-
-    /// <summary>How many elements of these parameters' gradients a number of bytes holds.</summary>
-    public static long ElementsOf(IReadOnlyList<NamedParameter> parameters, long bytes) => bytes / parameters[0].Variable.DType.Accumulator().Size();
+        new(FlatBucket.Cut(parameters.Reverse(), bytes, ranks: 1), group, ZeroStage.None);
 
     /// <summary>
     /// Call once after backward, on every rank. Waits for what is in flight; then, undivided, every parameter's gradient is the sum, and divided, the sums are in <see cref="TakeShard"/>.
@@ -98,7 +95,7 @@ internal sealed class GradientBuckets : IDisposable
         (Bucket bucket, FlatPiece piece) = _places[variable];
         if (bucket.Missing == 0) throw new InvalidOperationException($"the gradient of '{piece.Parameter.Name}' is complete twice in one backward pass");
         using Tensor gradient = variable.DetachGradient() ?? throw new InvalidOperationException($"no gradient reached '{piece.Parameter.Name}'");
-        if (bucket.Layout.Length == piece.Count) bucket.Flat = gradient.View([piece.Count]);
+        if (bucket.Layout.Length == piece.Count && gradient.DType == bucket.Layout.GradientDType) bucket.Flat = gradient.View([piece.Count]);
         else Collect(gradient, piece, bucket);
         bucket.Missing--;
         while (_started < _buckets.Length && _buckets[_started].Missing == 0) Start(_buckets[_started++]);
@@ -108,10 +105,11 @@ internal sealed class GradientBuckets : IDisposable
     {
         FlatBucket layout = bucket.Layout;
         bucket.Flat ??= layout.Padding == 0
-            ? Tensor.Empty([layout.Length], gradient.DType, gradient.Device, MemoryCategory.Gradients)
-            : Tensor.Zeros([layout.Length], gradient.DType, gradient.Device, MemoryCategory.Gradients);
+            ? Tensor.Empty([layout.Length], layout.GradientDType, gradient.Device, MemoryCategory.Gradients)
+            : Tensor.Zeros([layout.Length], layout.GradientDType, gradient.Device, MemoryCategory.Gradients);
         using Tensor place = bucket.Flat.Slice(piece.Start, piece.Count);
-        gradient.Device.Copy(gradient.Pointer, place.Pointer, gradient.Bytes);
+        if (gradient.DType == place.DType) gradient.Device.Copy(gradient.Pointer, place.Pointer, gradient.Bytes);
+        else gradient.Device.Backend.Cast(gradient, place);
     }
 
     private void Start(Bucket bucket)

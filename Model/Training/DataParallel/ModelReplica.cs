@@ -29,7 +29,7 @@ internal sealed class ModelReplica : IDisposable
         }
         IReadOnlyList<FlatBucket> layouts = _stage == ZeroStage.Parameters
             ? ParameterShards.Blocks(model, group.Size)
-            : FlatBucket.Cut(model.Parameters.Reverse(), GradientBuckets.ElementsOf(model.Parameters, bucketBytes), group.Size);
+            : FlatBucket.Cut(model.Parameters.Reverse(), bucketBytes, group.Size);
         Gradients = new GradientBuckets(layouts, group, _stage);
         _shards = new ParameterShards(layouts, group, _stage);
         if (_stage == ZeroStage.Parameters) model.Residency = _shards;
