@@ -124,7 +124,9 @@ internal static class Targets
     public static IEnumerable<Target> Of(Measurement row)
     {
         IEnumerable<Target> named = All.Where(t => t.Row == row.Name);
-        return row.Figures.ContainsKey(Units.CopyPercent) ? named.Append(Elementwise(row.Name)) : named;
+        if (row.Figures.ContainsKey(Units.CopyPercent)) named = named.Append(Elementwise(row.Name));
+        if (row.Figures.ContainsKey(Units.OffloadPercent)) named = named.Append(new Target(row.Name, Units.OffloadPercent, 90, AtLeast: true));
+        return named;
     }
 
     /// <summary>lasp2 is faster than ring attention, and no more than 1% slower than lasp1.</summary>
@@ -140,6 +142,7 @@ internal static class Targets
     {
         yield return new Target(row, Units.TokensPerSecond, must, AtLeast: true);
         yield return new Target(row, Units.TokensPerSecond, should, AtLeast: true);
+        yield return new Target(row, Units.ManagedKibibytes, 256);
         if (gibibytes is { } most) yield return new Target(row, Units.PeakGibibytes, most);
     }
 

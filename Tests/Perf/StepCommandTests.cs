@@ -81,11 +81,27 @@ public class StepCommandTests
         Assert.DoesNotContain('\n', error.Message);
     }
 
+    [Fact]
+    [Trait("Category", "Gpu")]
+    public void A_step_on_a_GPU_is_divided_among_families_of_kernels()
+    {
+        Gpu.Require();
+        using var folder = new TemporaryFolder();
+        Measurement row = Run(folder["record.json"], "--device", "cuda", "--preset", "linear-llama3-1b-hybrid4-test", "--breakdown", "--case", "--seq-len 512").Rows[0];
+        Assert.Null(row.Fault);
+        string[] families = ["GEMM", "linear attention", "softmax attention", "element-wise and norms", "loss (without its GEMMs)", "optimizer and gradient norm"];
+        Assert.Equal(families, families.Intersect(row.Families.Select(f => f.Kernel)));
+        Assert.All(row.Families, f => Assert.True(f.Milliseconds > 0, $"{f.Kernel} took {f.Milliseconds} ms"));
+        Assert.Equal(row.Families.Sum(f => f.Launches), row.Kernels.Sum(k => k.Launches));
+        Assert.InRange(row.Kernels.Sum(k => k.Milliseconds), 0, row.ProfiledMilliseconds);
+    }
+
     private static PerformanceRecord Run(string file, params string[] arguments) => Run(file, 0, arguments);
 
     private static PerformanceRecord Run(string file, int expected, params string[] arguments)
     {
-        int code = StepCommand.Run(["--preset", Model, "--device", "cpu", "--warmup", "1", "--steps", "2", "--json", file, .. arguments], TextWriter.Null);
+        string[] model = arguments.Contains("--preset") ? [] : ["--preset", Model, "--device", "cpu"];
+        int code = StepCommand.Run([.. model, "--warmup", "1", "--steps", "2", "--json", file, .. arguments], TextWriter.Null);
         Assert.Equal(expected, code);
         return PerformanceRecord.Read(file);
     }
