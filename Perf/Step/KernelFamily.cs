@@ -32,7 +32,7 @@ internal static class KernelFamilies
     {
         "adamw.cu" => KernelFamily.Optimizer,
         "reductions.cu" => KernelFamily.Optimizer, // the gradient's norm; the loss takes one launch
-        "cross_entropy.cu" => KernelFamily.Loss,
+        _ when kernel.File.StartsWith("cross_entropy", StringComparison.Ordinal) => KernelFamily.Loss,
         "states.cu" or "apply_state.cu" => KernelFamily.LinearAttention,
         _ when kernel.File.StartsWith("linear_attention", StringComparison.Ordinal) => KernelFamily.LinearAttention,
         _ when kernel.File.StartsWith("softmax", StringComparison.Ordinal) => KernelFamily.SoftmaxAttention,

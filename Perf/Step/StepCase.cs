@@ -52,6 +52,9 @@ internal sealed record StepCase(string Model, TrainOptions Options)
         recomputation.DeviceBytes is { } bytes ? FormattableString.Invariant($"checkpoint-memory={bytes / (double)(1L << 30):0.##}GiB") : "",
         recomputation.MlpChunk > 0 ? FormattableString.Invariant($"mlp-chunk={recomputation.MlpChunk}") : "",
         Options.Strategy is StatePassing { SeparatesParts: true } ? "separate-parts" : "",
+        Options is { World.Device: DeviceKind.Cuda, DType: DType.F32 } ? "fp32" : "",
+        Options.GradientDType is { } gradients && gradients != Options.DType.Accumulator() ? $"gradients={gradients.ToString().ToLowerInvariant()}" : "",
+        Options.BucketBytes == TrainOptions.DefaultBucketBytes ? "" : FormattableString.Invariant($"bucket={Options.BucketBytes >> 20}MiB"),
         Options.Zero == ZeroStage.None ? "" : FormattableString.Invariant($"zero={(int)Options.Zero}")]).Where(part => part.Length > 0));
 
     private string Strategies => Ranks == 1 ? "" : string.Join('+', ((string?[])[
