@@ -44,12 +44,12 @@ public abstract class Function
 
     /// <summary>
     /// Says that an output costs little to make again from what this function has saved: then no reader keeps it (<see cref="SavedValue"/>). <paramref name="make"/> runs before this function's backward,
-    /// at most once, must give the same bits, and its tensor is taken over.
+    /// at most once per reader, must give the same bits, and its tensor is taken over.
     /// </summary>
     protected static Variable MakeAgain(Variable output, Func<Tensor> make)
     {
         ArgumentNullException.ThrowIfNull(output);
-        if (output.RequiresGradient && output.Tape is { MakesAgain: true }) output.Source = new ValueSource(make);
+        if (output is { RequiresGradient: true, Tape.CheapValues: not CheapValues.Kept and var cheap }) output.Source = new ValueSource(make, forEach: cheap == CheapValues.MadeForEach);
         return output;
     }
 

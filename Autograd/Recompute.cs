@@ -23,12 +23,12 @@ public sealed class Recompute : Function
 {
     private readonly Func<Variable[], RegionRun, Variable[]> _region;
     private readonly IDisposable? _kept;
-    private readonly bool _keepsCheapValues;
+    private readonly CheapValues _cheapValues;
     private StashedInput[] _inputs = [];
 
-    private Recompute(Func<Variable[], RegionRun, Variable[]> region, IDisposable? kept, Variable[] inputs, InputStash? stash, bool keepsCheapValues)
+    private Recompute(Func<Variable[], RegionRun, Variable[]> region, IDisposable? kept, Variable[] inputs, InputStash? stash, CheapValues cheapValues)
     {
-        (_region, _kept, _keepsCheapValues) = (region, kept, keepsCheapValues);
+        (_region, _kept, _cheapValues) = (region, kept, cheapValues);
         _inputs = Array.ConvertAll(inputs, i => stash?.Keep(i.Value.Share()) ?? new StashedInput(i.Value.Share(), stash: null));
     }
 
@@ -36,8 +36,8 @@ public sealed class Recompute : Function
     /// <param name="region">Makes the outputs from variables with the inputs' values, which it may dispose early. Everything else that it reads must be unchanged when it runs again.</param>
     /// <param name="kept">What the region carries from its first run to its second; freed with this function. Taken over.</param>
     /// <param name="stash">Where the inputs wait for backward; null: where they are.</param>
-    /// <param name="keepsCheapValues">Whether the second run keeps also what could be made once more from what it saves (<see cref="SavedValue"/>): only this region's, so memory for time.</param>
-    public static Variable[] Apply(Variable[] inputs, Func<Variable[], RegionRun, Variable[]> region, IDisposable? kept = null, InputStash? stash = null, bool keepsCheapValues = false)
+    /// <param name="cheapValues">What the second run does about values that could be made once more from what it saves.</param>
+    public static Variable[] Apply(Variable[] inputs, Func<Variable[], RegionRun, Variable[]> region, IDisposable? kept = null, InputStash? stash = null, CheapValues cheapValues = CheapValues.MadeAgain)
     {
         ArgumentNullException.ThrowIfNull(inputs);
         ArgumentNullException.ThrowIfNull(region);
@@ -46,7 +46,7 @@ public sealed class Recompute : Function
             using Tape tape = Tape.WithoutGradients();
             Variable[] entered = Array.ConvertAll(inputs, i => tape.Constant(i.Value.Share()));
             Tensor[] outputs = Array.ConvertAll(region(entered, RegionRun.Forward), o => o.Value.Share());
-            return new Recompute(region, kept, inputs, stash, keepsCheapValues).Record([.. inputs, .. tape.Parameters], outputs);
+            return new Recompute(region, kept, inputs, stash, cheapValues).Record([.. inputs, .. tape.Parameters], outputs);
         }
         catch
         {
@@ -57,7 +57,7 @@ public sealed class Recompute : Function
 
     protected internal override void Backward(BackwardPass pass)
     {
-        using var tape = new Tape { MakesAgain = !_keepsCheapValues };
+        using var tape = new Tape { CheapValues = _cheapValues };
         var entered = new Variable[_inputs.Length];
         for (int i = 0; i < entered.Length; i++) entered[i] = tape.Enter(_inputs[i].Take(), pass.Wants(i)); // from here on the replayed functions hold what they need
         Variable[] outputs = _region(entered, RegionRun.Replay);

@@ -2,9 +2,22 @@ using LaspNative.Runtime;
 
 namespace LaspNative.Autograd;
 
+/// <summary>What becomes of values that cost little to make again from what the function that made them saves.</summary>
+public enum CheapValues
+{
+    /// <summary>Made again when the first of their readers asks in backward, freed after the last.</summary>
+    MadeAgain,
+
+    /// <summary>Made again for every reader: no memory beside the one that reads.</summary>
+    MadeForEach,
+
+    /// <summary>Kept like all others.</summary>
+    Kept,
+}
+
 /// <summary>
 /// A variable's value as backward will read it. Most are a second handle on the value's memory. What a cheap function made of something that it saves itself (<see cref="Function.MakeAgain"/>) is not
-/// kept but made again when the first of its readers asks, the same bits, and freed after the last: activations of norms, feature maps and gates then cost no memory between the passes.
+/// kept but made again (<see cref="CheapValues"/>), the same bits: activations of norms, feature maps and gates then cost no memory between the passes.
 /// </summary>
 public sealed class SavedValue : IDisposable
 {
@@ -66,15 +79,15 @@ public sealed class SavedValue : IDisposable
     }
 }
 
-/// <summary>How the function that made a value makes it again. What is made is shared by all who read it, and freed when the last has.</summary>
-internal sealed class ValueSource(Func<Tensor> make)
+/// <summary>How the function that made a value makes it again: for all who read it, freed when the last has, or for each of them.</summary>
+internal sealed class ValueSource(Func<Tensor> make, bool forEach)
 {
     private int _readers;
     private Tensor? _made;
 
     public void AddReader() => _readers++;
 
-    public Tensor Read() => (_made ??= make()).Share();
+    public Tensor Read() => forEach ? make() : (_made ??= make()).Share();
 
     public void EndReader()
     {

@@ -49,8 +49,8 @@ public sealed class Tape : IDisposable
     /// <summary>A tape on which functions only compute: nothing is saved for backward, whatever parameters they read.</summary>
     public static Tape WithoutGradients() => new(isExplicit: true, records: false);
 
-    /// <summary>Whether values that cost little to make again are made again in backward; false: they are kept, for a tape that is short-lived enough.</summary>
-    internal bool MakesAgain { get; init; } = true;
+    /// <summary>What becomes of values on this tape that cost little to make again.</summary>
+    internal CheapValues CheapValues { get; init; }
 
     internal Tape Root
     {

@@ -43,7 +43,7 @@ internal sealed class LinearLlamaBlock : IDisposable
     {
         using Variable joined = x.Join();
         StateCache? states = sequence.Recomputation.KeepStates ? new StateCache() : null;
-        Variable[] y = Recompute.Apply([joined], (inputs, run) => Run(inputs[0], sequence with { States = states, Run = run }), states, sequence.Inputs, sequence.Recomputation.KeepsCheapValues);
+        Variable[] y = Recompute.Apply([joined], (inputs, run) => Run(inputs[0], sequence with { States = states, Run = run }), states, sequence.Inputs, sequence.Recomputation.CheapValuesOfBlocks);
         return new ResidualStream(y[0], y[1]);
     }
 

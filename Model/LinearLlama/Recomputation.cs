@@ -1,4 +1,5 @@
 using System.Globalization;
+using LaspNative.Autograd;
 using LaspNative.Runtime;
 
 namespace LaspNative.Model;
@@ -38,8 +39,8 @@ public sealed record Recomputation
         _ => string.Create(CultureInfo.InvariantCulture, $"block:{EveryBlock}"),
     };
 
-    /// <summary>Whether a block, when it is computed again, keeps its norms and feature maps rather than making them a third time: where the feed-forward part goes in chunks, memory is what is short.</summary>
-    internal bool KeepsCheapValues => MlpChunk == 0;
+    /// <summary>A block that is computed again keeps its norms and feature maps rather than making them a third time; where the feed-forward part goes in chunks, memory is short, and it makes them for each reader.</summary>
+    internal CheapValues CheapValuesOfBlocks => MlpChunk == 0 ? CheapValues.Kept : CheapValues.MadeForEach;
 
     /// <summary>none, selective, block or block:k; null for anything else.</summary>
     public static Recomputation? Parse(string text)
