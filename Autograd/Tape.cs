@@ -50,7 +50,7 @@ public sealed class Tape : IDisposable
     public static Tape WithoutGradients() => new(isExplicit: true, records: false);
 
     /// <summary>What becomes of values on this tape that cost little to make again.</summary>
-    internal CheapValues CheapValues { get; init; }
+    public CheapValues CheapValues { get; init; }
 
     internal Tape Root
     {

@@ -16,6 +16,7 @@ internal sealed class RunOptions
     private readonly Option<string?> _checkpointing = OptionKinds.Parsed(
         "--checkpointing", "Keep less and compute it again in backward: of the feed-forward parts (selective), or of every block (of every k-th), only the input. [default: none]", "none|selective|block[:k]", text => Recomputation.Parse(text) is not null, "use none, selective, block, or block:k with k of 1 or more");
     private readonly Option<bool> _keepStates = new("--keep-states") { Description = "With --checkpointing: linear layers keep the state that entered the rank, so that computing them again sends nothing." };
+    private readonly Option<bool> _keepElementwise = new("--keep-elementwise") { Description = "Keep norms and feature maps too, which are made again in backward otherwise: more memory, a little less time." };
     private readonly Option<string?> _checkpointMemory = OptionKinds.Parsed(
         "--checkpoint-memory", "With --checkpointing: how much of the blocks' inputs stays on the device; the rest waits in host memory, copied beside the work. [default: all]", "SIZE", text => ByteSize.Parse(text) is not null, "give a size such as 16GiB or 500MB");
     private readonly Option<string?> _pinnedMemory = OptionKinds.Parsed(
@@ -30,7 +31,7 @@ internal sealed class RunOptions
 
     public void AddTo(Command command)
     {
-        foreach (Option option in new Option[] { _preset, _config, _sequenceLength, _batch, _layerPattern, _outputGate, _checkpointing, _keepStates, _checkpointMemory, _pinnedMemory, _mlpChunk, _zero, _bucket, _gradientDType }) command.Add(option);
+        foreach (Option option in new Option[] { _preset, _config, _sequenceLength, _batch, _layerPattern, _outputGate, _checkpointing, _keepStates, _keepElementwise, _checkpointMemory, _pinnedMemory, _mlpChunk, _zero, _bucket, _gradientDType }) command.Add(option);
         Common.AddTo(command);
         command.Validators.Add(result =>
         {
@@ -72,6 +73,7 @@ internal sealed class RunOptions
     private Recomputation RecomputationOf(ParseResult parsed) => (Recomputation.Parse(parsed.GetValue(_checkpointing) ?? "none") ?? Recomputation.None) with
     {
         KeepStates = parsed.GetValue(_keepStates),
+        KeepElementwise = parsed.GetValue(_keepElementwise),
         DeviceBytes = parsed.GetValue(_checkpointMemory) is { } size ? ByteSize.Parse(size) : null,
         HostBytes = parsed.GetValue(_pinnedMemory) is { } host ? ByteSize.Parse(host) : null,
         MlpChunk = parsed.GetValue(_mlpChunk) ?? 0,

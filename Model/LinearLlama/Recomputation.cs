@@ -16,6 +16,9 @@ public sealed record Recomputation
     /// <summary>k: of blocks 0, k, 2k, ... only the input [B, C, hidden] is kept. 0: all of every block is kept.</summary>
     public int EveryBlock { get; init; }
 
+    /// <summary>Whether norms and feature maps are kept too, 5 hidden widths per token and linear layer of the papers' model, rather than made again from what is kept: a percent of a step's time.</summary>
+    public bool KeepElementwise { get; init; }
+
     /// <summary>Whether of every block's feed-forward part only its input is kept: the products of gate and up, 8 of the 14 hidden widths that a block of the papers' model keeps per token, are made again.</summary>
     public bool FeedForward { get; init; }
 
@@ -39,8 +42,10 @@ public sealed record Recomputation
         _ => string.Create(CultureInfo.InvariantCulture, $"block:{EveryBlock}"),
     };
 
+    internal CheapValues CheapValues => KeepElementwise ? CheapValues.Kept : CheapValues.MadeAgain;
+
     /// <summary>A block that is computed again keeps its norms and feature maps rather than making them a third time; where the feed-forward part goes in chunks, memory is short, and it makes them for each reader.</summary>
-    internal CheapValues CheapValuesOfBlocks => MlpChunk == 0 ? CheapValues.Kept : CheapValues.MadeForEach;
+    internal CheapValues CheapValuesOfBlocks => MlpChunk == 0 || KeepElementwise ? CheapValues.Kept : CheapValues.MadeForEach;
 
     /// <summary>none, selective, block or block:k; null for anything else.</summary>
     public static Recomputation? Parse(string text)
@@ -73,5 +78,5 @@ public sealed record Recomputation
     }
 
     public override string ToString() =>
-        $"checkpointing {Kind}{(KeepStates ? " with kept states" : "")}{(MlpChunk > 0 ? string.Create(CultureInfo.InvariantCulture, $", feed-forward in chunks of {MlpChunk} tokens") : "")}";
+        $"checkpointing {Kind}{(KeepStates ? " with kept states" : "")}{(KeepElementwise ? ", element-wise values kept" : "")}{(MlpChunk > 0 ? string.Create(CultureInfo.InvariantCulture, $", feed-forward in chunks of {MlpChunk} tokens") : "")}";
 }

@@ -28,7 +28,7 @@ internal sealed class GlobalStep
     /// <param name="totals">[2] in fp32 (fp64): becomes the loss, and the number of ranks that were told to stop.</param>
     public void Run(SequenceBatch? batch, int sequences, bool stop, Tensor totals)
     {
-        using var tape = new Tape();
+        using var tape = new Tape { CheapValues = _sequence.Recomputation.CheapValues };
         using Tensor scale = LossScale(batch?.ValidLabels ?? 0, totals.DType);
         using Variable ids = tape.Constant(Scatter(batch is null ? [] : batch.AllTokens, sequences)); // [B, C]
         using Tensor labels = Scatter(batch is null ? [] : batch.AllLabels, sequences);

@@ -28,7 +28,7 @@ public class ActivationMemoryTests
             using Tensor labels = Tensor.FromSpan(new int[Sequences * Tokens], [Sequences * Tokens], rank.Device);
             using Tensor scale = Tensor.Empty([1], dtype.Accumulator(), rank.Device, MemoryCategory.Workspace);
             rank.Device.Backend.Fill(1.0 / (Sequences * Tokens), scale);
-            using var tape = new Tape();
+            using var tape = new Tape { CheapValues = sequence.Recomputation.CheapValues };
             Variable loss = model.Loss(tape.Constant(Tensor.FromSpan(new int[Sequences * Tokens], [Sequences, Tokens], rank.Device)), labels, scale, sequence);
             MemoryLedger memory = rank.Device.Memory;
             long kept = memory.CurrentOf(MemoryCategory.Activations);
@@ -68,6 +68,8 @@ public class ActivationMemoryTests
         Recomputation selective = Recomputation.Parse("selective")!;
         long feedForwardAgain = (Step(Deep(small, 3), DType.BF16, selective).Kept - Step(Deep(small, 2), DType.BF16, selective).Kept) / (Sequences * Tokens);
         Assert.Equal(perToken - 8 * small.HiddenSize * 2, feedForwardAgain);
+        var keeping = new Recomputation { KeepElementwise = true }; // both norms, q and k after their feature maps, the head norm
+        Assert.Equal(perToken + 5 * small.HiddenSize * 2, (Step(Deep(small, 3), DType.BF16, keeping).Kept - Step(Deep(small, 2), DType.BF16, keeping).Kept) / (Sequences * Tokens));
     }
 
     /// <summary>

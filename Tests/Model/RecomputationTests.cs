@@ -32,7 +32,7 @@ public class RecomputationTests
     private static void AssertSameBits(StepOnRanks step, int dp, int sp)
     {
         (double Loss, Dictionary<string, double[]> Gradients)[] expected = step.Evaluate(dp, sp);
-        foreach (Recomputation recomputation in new[] { s_block, s_keeping, s_block with { EveryBlock = 2 }, s_block with { DeviceBytes = 5000 }, new Recomputation { FeedForward = true } })
+        foreach (Recomputation recomputation in new[] { s_block, s_keeping, s_block with { EveryBlock = 2 }, s_block with { DeviceBytes = 5000 }, new Recomputation { FeedForward = true }, new Recomputation { KeepElementwise = true } })
         {
             (double Loss, Dictionary<string, double[]> Gradients)[] actual = (step with { Recomputation = recomputation }).Evaluate(dp, sp);
             for (int rank = 0; rank < expected.Length; rank++)
