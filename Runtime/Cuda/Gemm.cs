@@ -86,8 +86,7 @@ public sealed class Blas : IDisposable
         {
             nint target = scratch?.Pointer ?? c;
             float[] milliseconds = GemmTuning.Measure(_device, candidates.Length, i => plan.Launch(candidates[i], a, b, target, 1, beta, _workspace!.Pointer, _device.Stream.Handle) == cublasStatus_t.CUBLAS_STATUS_SUCCESS);
-            int best = Array.IndexOf(milliseconds, milliseconds.Min());
-            if (!float.IsFinite(milliseconds[best])) return null;
+            if (GemmTuning.Best(milliseconds) is not { } best) return null;
             return _choices.Settle(problem, candidates[best], milliseconds[best], milliseconds[0]) is { } choice && plan.Accepts(choice) ? choice : null;
         }
         finally

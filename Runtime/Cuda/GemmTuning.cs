@@ -17,6 +17,22 @@ internal static class GemmTuning
     private const int LeastLooks = 3;
     private const int MostLooks = 25;
 
+    /// <summary>
+    /// How much faster than the heuristic's own algorithm another must be. Measured on an H200 (Perf/Records/matrix-products.md): what wins by less in turns loses up to 3% in a training step, where the GPU
+    /// runs against its power limit; what wins by more keeps 4 to 7%.
+    /// </summary>
+    private const float LeastGain = 1.05f;
+
+    /// <summary>Which algorithm to take, given the milliseconds of each, the heuristic's own first; null when none of them ran.</summary>
+    public static int? Best(ReadOnlySpan<float> milliseconds)
+    {
+        int fastest = 0;
+        for (int i = 1; i < milliseconds.Length; i++)
+            if (milliseconds[i] < milliseconds[fastest]) fastest = i;
+        if (!float.IsFinite(milliseconds[fastest])) return null;
+        return milliseconds[fastest] * LeastGain <= milliseconds[0] ? fastest : 0;
+    }
+
     public static bool Pays(GemmProblem problem) => problem.Flops >= LeastFlops;
 
     /// <summary>

@@ -25,6 +25,14 @@ public sealed class GemmChoicesTests : IDisposable
         Assert.Single(_folder.GetFiles());
     }
 
+    [Theory]
+    [InlineData(0, 1f, 0.96f, 2f)] // too little gained
+    [InlineData(1, 1f, 0.95f, 0.951f)]
+    [InlineData(2, 1f, 0.9f, 0.8f)]
+    [InlineData(1, float.PositiveInfinity, 3f, float.PositiveInfinity)] // the heuristic's own did not run
+    [InlineData(null, float.PositiveInfinity, float.PositiveInfinity, float.PositiveInfinity)]
+    public void Another_algorithm_than_the_heuristics_must_be_faster_by_five_percent(int? best, params float[] milliseconds) => Assert.Equal(best, GemmTuning.Best(milliseconds));
+
     [Fact]
     public void Whoever_measures_at_the_same_time_takes_the_same_choice()
     {
