@@ -78,6 +78,12 @@ public sealed class InputStash : IDisposable
     internal void Remove(StashedInput entry)
     {
         _entries.Remove(entry);
+        Prefetch();
+    }
+
+    /// <summary>Starts the return of the inputs that backward takes next: for whoever knows that it is about to come to them.</summary>
+    public void Prefetch()
+    {
         for (int i = _entries.Count - 1, ahead = 0; i >= 0; i--, ahead++)
         {
             StashedInput next = _entries[i];

@@ -74,9 +74,10 @@ public sealed class LinearLlamaModel : IDisposable
         for (int i = 0; i < _blocks.Count; i++)
         {
             Residency?.EnterBlock(i, stream.Sum);
-            stream = sequence.Recomputation.Covers(i) ? _blocks[i].ForwardTwice(stream, sequence) : _blocks[i].Forward(stream, sequence);
+            stream = sequence.Recomputation.Covers(i, _blocks.Count) ? _blocks[i].ForwardTwice(stream, sequence) : _blocks[i].Forward(stream, sequence);
             Residency?.LeaveBlock(i, stream.Sum);
         }
+        if (sequence.Inputs is { } inputs) Tape.WhenBackward(stream.Sum, inputs.Prefetch); // while the last block, which waits for none, runs backwards
         (Variable sum, Variable normed) = stream.Norm(_norm, Config.RmsNormEps);
         using (sum) return normed;
     }

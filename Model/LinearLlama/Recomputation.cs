@@ -13,7 +13,7 @@ public sealed record Recomputation
     /// <summary>Everything that backward reads is kept.</summary>
     public static Recomputation None { get; } = new();
 
-    /// <summary>k: of blocks 0, k, 2k, ... only the input [B, C, hidden] is kept. 0: all of every block is kept.</summary>
+    /// <summary>k: of blocks 0, k, 2k, ... only the input [B, C, hidden] is kept. 0: all of every block is kept. The last block is never computed again: backward begins with it, when its activations are there.</summary>
     public int EveryBlock { get; init; }
 
     /// <summary>Whether norms and feature maps are kept too, 5 hidden widths per token and linear layer of the papers' model, rather than made again from what is kept: a percent of a step's time.</summary>
@@ -42,7 +42,7 @@ public sealed record Recomputation
         _ => string.Create(CultureInfo.InvariantCulture, $"block:{EveryBlock}"),
     };
 
-    internal CheapValues CheapValues => KeepElementwise ? CheapValues.Kept : CheapValues.MadeAgain;
+    internal CheapValues CheapValues => KeepElementwise ? CheapValues.Kept : MlpChunk > 0 ? CheapValues.MadeForEach : CheapValues.MadeAgain;
 
     /// <summary>A block that is computed again keeps its norms and feature maps rather than making them a third time; where the feed-forward part goes in chunks, memory is short, and it makes them for each reader.</summary>
     internal CheapValues CheapValuesOfBlocks => MlpChunk == 0 || KeepElementwise ? CheapValues.Kept : CheapValues.MadeForEach;
@@ -61,8 +61,8 @@ public sealed record Recomputation
     /// <summary>Tokens of a chunk of the feed-forward part of this many, whose activations are made again; null: of all of them at once, and kept.</summary>
     internal long? FeedForwardChunk(long tokens) => MlpChunk > 0 && MlpChunk < tokens ? MlpChunk : FeedForward ? Math.Max(1, tokens) : null;
 
-    /// <summary>Whether this block is computed again.</summary>
-    internal bool Covers(int layer) => EveryBlock > 0 && layer % EveryBlock == 0;
+    /// <summary>Whether this block of so many is computed again.</summary>
+    internal bool Covers(int layer, int layers) => EveryBlock > 0 && layer % EveryBlock == 0 && layer < layers - 1;
 
     /// <summary>Throws a <see cref="LaspException"/> that names the first value that cannot be.</summary>
     public void Validate()

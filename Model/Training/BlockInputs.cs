@@ -28,7 +28,7 @@ internal static class BlockInputs
     /// <summary>How many of the blocks' inputs do not stay on the device.</summary>
     private static long Leaving(TrainOptions options, long staying, long each)
     {
-        int inputs = Enumerable.Range(0, options.Config.NumHiddenLayers).Count(options.Recomputation.Covers);
+        int layers = options.Config.NumHiddenLayers, inputs = Enumerable.Range(0, layers).Count(layer => options.Recomputation.Covers(layer, layers));
         return Math.Max(0, inputs - staying / Math.Max(1, each));
     }
 

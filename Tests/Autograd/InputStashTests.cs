@@ -61,6 +61,22 @@ public sealed class InputStashTests : IDisposable
         Assert.Equal(0, host.Bytes);
     }
 
+    [Fact]
+    public void The_first_to_be_taken_may_come_back_early()
+    {
+        var log = new List<string>();
+        using var stash = new InputStash(0, new LoggedMemory(log));
+        StashedInput[] inputs = [stash.Keep(Values(0)), stash.Keep(Values(1))];
+        stash.Prefetch();
+        stash.Prefetch();
+        foreach (int i in (int[])[1, 0])
+        {
+            log.Add($"take {i}");
+            inputs[i].Take().Dispose();
+        }
+        Assert.Equal("out 0, out 1, back 1, take 1, back 0, take 0", string.Join(", ", log));
+    }
+
     /// <summary>Where the host has no more room, the others stay on the device and everything comes back all the same.</summary>
     [Fact]
     public void A_full_host_leaves_the_newer_on_the_device()
