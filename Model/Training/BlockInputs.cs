@@ -36,6 +36,6 @@ internal static class BlockInputs
     {
         long more = leaving - bytes / CudaHostMemory.BytesFor(1, each);
         string cause = isLimit ? "--pinned-memory allows no more" : "the host gives no more";
-        return FormattableString.Invariant($"{bytes / (double)(1L << 30):0.0} of {needed / (double)(1L << 30):0.0} GiB of pinned memory, as {cause}: {more} more blocks' inputs stay on the GPU than --checkpoint-memory asks for");
+        return FormattableString.Invariant($"{bytes / (double)(1L << 30):0.0} of {needed / (double)(1L << 30):0.0} GiB of pinned memory, as {cause}: {more} of the blocks' inputs stay on the GPU beside those of --checkpoint-memory");
     }
 }

@@ -64,7 +64,7 @@ public class RecomputationTrainingTests
             Assert.Equal(none.Losses, other.Losses);
             Assert.Equal(none.Steps.Select(s => s.GradientNorm), other.Steps.Select(s => s.GradientNorm));
         }
-        Assert.Contains(few.Notes, n => n.Contains("as --pinned-memory allows no more: 1 more blocks' inputs stay on the GPU", StringComparison.Ordinal));
+        Assert.Contains(few.Notes, n => n.Contains("as --pinned-memory allows no more: 1 of the blocks' inputs stay on the GPU", StringComparison.Ordinal));
         Assert.DoesNotContain(away.Notes.Concat(some.Notes), n => n.Contains("pinned", StringComparison.Ordinal));
     }
 
