@@ -7,6 +7,8 @@ namespace LaspNative.Runtime.Cuda;
 /// </summary>
 internal sealed partial class CudaBackend
 {
+    private const string QueryPathsFile = "linear_attention_query_paths";
+    private const string KeyValuePathsFile = "linear_attention_key_value_paths";
     private const string PathsFile = "linear_attention_decay_paths";
 
     /// <summary>Floats of ChunkPaths in decay_paths.cuh.</summary>
@@ -50,7 +52,7 @@ internal sealed partial class CudaBackend
         long width = FilledWidth(run.KeyWidth), valueWidth = FilledWidth(run.ValueWidth), perMultiprocessor = width + valueWidth > WarpgroupWidth ? 1 : 2;
         long shared = StagedBytes((200 << 10) / perMultiprocessor, 2 * (width + valueWidth), (width * (ColumnBytes + 16)) + (6 << 10));
         Launch(
-            OutputWarpgroupsFile, kernel, pass.Element, Blocks(run.Segments * run.Batches * run.Heads, Warpgroup * (IsWide(run.KeyWidth) ? 3u : 2u), shared),
+            QueryPathsFile, kernel, pass.Element, Blocks(run.Segments * run.Batches * run.Heads, Warpgroup * (IsWide(run.KeyWidth) ? 3u : 2u), shared),
             dO.Pointer, v.Pointer, k.Pointer, pass.Decay.Pointer, (int)pass.Decay.Kind, run.Tokens, run.Heads, run.ValueWidth, run.KeyWidth, run.Batches, run.SegmentTokens,
             (float)scale, entering, dq.Pointer, q.Pointer, paths.Pointer, PathSums(run, paths));
     }

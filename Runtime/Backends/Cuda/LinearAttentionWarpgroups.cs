@@ -100,6 +100,7 @@ internal sealed partial class CudaBackend
             q.Pointer, k.Pointer, v.Pointer, dO.Pointer, pass.Decay.Pointer, (int)pass.Decay.Kind, run.Tokens, run.Heads, run.KeyWidth, run.ValueWidth, run.Batches,
             run.SegmentTokens, (float)scale, leaving, dk.Pointer, dv.Pointer, states, sums,
         ];
-        Launch(KeyValueWarpgroupsFile, kernel, pass.Element, shape, states != 0 ? arguments : arguments[..^2]);
+        if (states == 0) Launch(KeyValueWarpgroupsFile, kernel, pass.Element, shape, arguments[..^2]);
+        else Launch(KeyValuePathsFile, kernel, pass.Element, shape, arguments);
     }
 }
