@@ -50,6 +50,7 @@ internal sealed record StepCase(string Model, TrainOptions Options)
         recomputation.Kind == "none" ? "" : $"checkpointing={recomputation.Kind}",
         recomputation.KeepStates ? "keep-states" : "",
         recomputation.KeepElementwise ? "keep-elementwise" : "",
+        recomputation.KeepElementwise ? "keep-elementwise" : "",
         recomputation.DeviceBytes is { } bytes ? FormattableString.Invariant($"checkpoint-memory={bytes / (double)(1L << 30):0.##}GiB") : "",
         recomputation.MlpChunk > 0 ? FormattableString.Invariant($"mlp-chunk={recomputation.MlpChunk}") : "",
         Options.Strategy is StatePassing { SeparatesParts: true } ? "separate-parts" : "",
