@@ -21,8 +21,11 @@ internal static class Units
     /// <summary>Most bytes held at once beyond inputs and results.</summary>
     public const string ExtraMebibytes = "MiB extra";
 
-    /// <summary>Time in which the compute stream stands waiting for a message, as a share of the call's.</summary>
+    /// <summary>What waiting for messages adds to a call, as a share of its time: on the slowest rank (RankClock), in training steps on the one that waits longest.</summary>
     public const string ExposedPercent = "% exposed";
+
+    /// <summary>The largest share of a repetition in which a rank's compute stream waited, for messages or for a slower rank.</summary>
+    public const string WaitingPercent = "% waiting";
 
     /// <summary>What the call takes longer than the same call with messages that move nothing, as a share of its time.</summary>
     public const string SilentPercent = "% over silence";

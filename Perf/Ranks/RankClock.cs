@@ -1,9 +1,14 @@
 using LaspNative.Collectives;
+using LaspNative.Runtime;
 using LaspNative.Runtime.Cuda;
 
 namespace LaspNative.Perf;
 
-/// <summary>One rank's clock. A repetition takes as long as on the slowest rank; so does its waiting. Every rank calls the same.</summary>
+/// <summary>
+/// One rank's clock. A repetition takes as long as on the slowest rank. Exposed is what messages add to it: its time without the time in which the slowest rank computes; a rank that computes faster also
+/// waits, for the slower one rather than for the message, and is told apart as waiting. Every rank calls the same.
+/// Of each wait the time that two events with nothing between them measure is taken off (microseconds, as much as around the wait for a message that is there): it is the clock's, not the message's.
+/// </summary>
 internal sealed class RankClock(RankContext rank, Meeting meeting, TimedCommunicator group)
 {
     private const int WantedRepeats = 20;
@@ -13,15 +18,18 @@ internal sealed class RankClock(RankContext rank, Meeting meeting, TimedCommunic
     private const double PatienceMilliseconds = 2000;
 
     private readonly CudaDevice _device = (CudaDevice)rank.Device;
+    private double? _emptyPair;
 
-    /// <summary>Times, and the share of them in which the compute stream waited for messages, in percent.</summary>
-    public (Times Times, double ExposedPercent) Time(Action<int> call)
+    /// <summary>Times; the share of them that messages add, and the largest share in which a compute stream waited, in percent.</summary>
+    public (Times Times, double ExposedPercent, double WaitingPercent) Time(Action<int> call)
     {
         double once = Slowest(Run(call, 0, 1).Times)[0];
         int repeats = (int)Math.Clamp(PatienceMilliseconds / Math.Max(once, 1e-3), 1, WantedRepeats);
         (double[] own, double[] ownWaits) = Run(call, repeats > WarmRepeats ? WarmRepeats : 0, repeats);
-        double[] times = Slowest(own), waits = Slowest(ownWaits);
-        return (Times.Of([.. times]), 100 * Times.Of([.. times.Zip(waits, (time, wait) => wait / time)]).Median);
+        double[] times = Slowest(own), waits = Slowest(ownWaits), computing = Slowest([.. own.Zip(ownWaits, (time, wait) => time - wait)]);
+        return (Times.Of([.. times]), Share(computing.Zip(times, (compute, time) => time - compute)), Share(waits));
+
+        double Share(IEnumerable<double> parts) => 100 * Times.Of([.. times.Zip(parts, (time, part) => part / time)]).Median;
     }
 
     private double[] Slowest(double[] own)
@@ -46,7 +54,8 @@ internal sealed class RankClock(RankContext rank, Meeting meeting, TimedCommunic
         }
         _device.Synchronize();
         double[] times = [.. Enumerable.Range(0, repeats).Select(i => (double)CudaEvent.ElapsedMilliseconds(marks[2 * i], marks[(2 * i) + 1]))];
-        double[] waited = [.. waits.Select(w => w.Sum(e => (double)CudaEvent.ElapsedMilliseconds(e.Start, e.End)))];
+        double empty = _emptyPair ??= MeasureEmptyPair();
+        double[] waited = [.. waits.Select(w => w.Sum(e => Math.Max(0, CudaEvent.ElapsedMilliseconds(e.Start, e.End) - empty)))];
         foreach (CudaEvent mark in marks) mark.Dispose();
         foreach (List<(CudaEvent Start, CudaEvent End)> list in waits) Forget(list);
         return (times, waited);
@@ -59,5 +68,24 @@ internal sealed class RankClock(RankContext rank, Meeting meeting, TimedCommunic
             start.Dispose();
             end.Dispose();
         }
+    }
+
+    /// <summary>Milliseconds between two events in a busy stream.</summary>
+    private double MeasureEmptyPair()
+    {
+        const int Pairs = 41;
+        using Tensor work = Tensor.Empty([1 << 20], DType.F32, _device, MemoryCategory.Workspace);
+        var pairs = new (CudaEvent Start, CudaEvent End)[Pairs];
+        for (int i = 0; i < Pairs; i++)
+        {
+            pairs[i] = (new CudaEvent(_device.Context, timing: true), new CudaEvent(_device.Context, timing: true));
+            _device.Backend.Fill(0, work);
+            pairs[i].Start.Record(_device.Stream);
+            pairs[i].End.Record(_device.Stream);
+        }
+        _device.Synchronize();
+        double[] measured = [.. pairs.Select(p => (double)CudaEvent.ElapsedMilliseconds(p.Start, p.End)).Order()];
+        Forget([.. pairs]);
+        return measured[Pairs / 2];
     }
 }

@@ -97,7 +97,7 @@ internal sealed class RanksHarness(HarnessOptions options, TextWriter text)
                 return;
             }
             var clock = new RankClock(rank, meeting, _group);
-            (Times times, double exposed) = clock.Time(call);
+            (Times times, double exposed, double waiting) = clock.Time(call);
             _group.Silent = true;
             double silent = clock.Time(call).Times.Median;
             _group.Silent = false;
@@ -108,14 +108,19 @@ internal sealed class RanksHarness(HarnessOptions options, TextWriter text)
                 Slowest = times.Slowest,
                 Repeats = times.Repeats,
                 Error = error,
-                Figures = Figures(name, times.Median, exposed, silent),
+                Figures = Figures(name, times.Median, exposed, waiting, silent),
                 Kernels = rank.Rank == 0 ? KernelProfile.Of((CudaDevice)rank.Device, call) : ProfiledElsewhere(call),
             });
         }
 
-        private SortedDictionary<string, double> Figures(string name, double milliseconds, double exposed, double silent)
+        private SortedDictionary<string, double> Figures(string name, double milliseconds, double exposed, double waiting, double silent)
         {
-            var figures = new SortedDictionary<string, double>(StringComparer.Ordinal) { [Units.ExposedPercent] = exposed, [Units.SilentPercent] = 100 * (milliseconds - silent) / milliseconds };
+            var figures = new SortedDictionary<string, double>(StringComparer.Ordinal)
+            {
+                [Units.ExposedPercent] = exposed,
+                [Units.WaitingPercent] = waiting,
+                [Units.SilentPercent] = 100 * (milliseconds - silent) / milliseconds,
+            };
             (string strategy, string what) = (name[..name.IndexOf(' ', StringComparison.Ordinal)], name[name.IndexOf(' ', StringComparison.Ordinal)..]);
             if (strategy == "lasp2") _lasp2[what] = milliseconds;
             else if (_lasp2.TryGetValue(what, out double lasp2)) figures[Units.TimesLasp2] = milliseconds / lasp2;
