@@ -55,6 +55,12 @@ public sealed class AttentionCall : SequenceCall
 
     internal Tensor EmptyState() => Tensor.Empty(StateShape, DType.Accumulator(), Device, MemoryCategory.States);
 
+    /// <summary>The state that enters where no rank comes before: nobody reads it, since a document begins there, but a cache keeps zeros rather than whatever lies there.</summary>
+    internal void NothingEnters(Tensor entering)
+    {
+        if (States is not null) Device.Backend.Fill(0, entering);
+    }
+
     /// <summary>The row of a document in initial or final states.</summary>
     internal Tensor OfDocument(Tensor states, DocumentPiece piece) => Documents is null ? states.Share() : states.Slice(piece.Document, 1);
 

@@ -46,7 +46,7 @@ public sealed class Lasp2 : StatePassing
             (_call, _decays, _entering, _reverse) = (call, decays, entering, reverse);
             _gather = new StateGather(call, own, decays.AreAllKnown ? null : decays.Own);
             // What needs no message is done while it travels.
-            if (Ranks == 0) call.Device.Backend.Fill(0, entering);
+            if (Ranks == 0) call.NothingEnters(entering);
             else if (decays.AreAllKnown) _ = decays.All;
         }
 

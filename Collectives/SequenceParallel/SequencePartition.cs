@@ -21,6 +21,9 @@ public sealed record SequencePartition
 
     public int Ranks { get; }
 
+    /// <summary>Whether all ranks hold equally many tokens.</summary>
+    public bool IsEven => Tokens % Ranks == 0;
+
     /// <summary>Index of the first token of a rank's chunk.</summary>
     public long Start(int rank) => rank * (Tokens / Ranks) + Math.Min(rank, Tokens % Ranks);
 

@@ -160,6 +160,13 @@ internal sealed class RankDecays(AttentionCall call, Tensor? decay) : IDisposabl
     {
         if (Travels) throw new InvalidOperationException("the other ranks' decays have not arrived yet");
         Tensor all = Tensor.Empty([call.Group.Size, .. FactorShape], call.DType.Accumulator(), call.Device, MemoryCategory.States);
+        if (call.Documents is null && call.Partition.IsEven)
+        {
+            // One document: the first rank's A meets the zero that a sequence begins with.
+            using Tensor rows = all.View([call.Group.Size * FactorShape[0], FactorShape[1]]);
+            call.Device.Backend.RunDecay(decay, call.Partition.Length(0), rows);
+            return all;
+        }
         for (int rank = 0; rank < call.Group.Size; rank++)
         {
             using Tensor row = all.Slice(rank, 1);

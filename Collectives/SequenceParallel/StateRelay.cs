@@ -38,7 +38,7 @@ internal sealed class StateRelay : StateMessage
     public StateRelay Start()
     {
         if (_receives.Count > 0) return this;
-        _call.Device.Backend.Fill(0, _entering);
+        _call.NothingEnters(_entering);
         for (int s = 0; s < _slices.Ranks && _to is not null; s++) _sends.Add(_call.Group.Send(Keep(Slice(_own, s)), _to.Value));
         return this;
     }
