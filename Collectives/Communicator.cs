@@ -134,6 +134,8 @@ public abstract class Communicator : ICommunicator
         return members[0] == Rank ? new LocalGroup(1).Communicator(0, Device) : null;
     }
 
+    public virtual ICommunicator Background() => Split([.. Enumerable.Range(0, Size)])!;
+
     public abstract void Barrier();
 
     public void Dispose()

@@ -68,6 +68,12 @@ public interface ICommunicator : IDisposable
     /// </summary>
     ICommunicator? Split(ReadOnlySpan<int> ranks);
 
+    /// <summary>
+    /// The same ranks once more, for large messages that have time: neither they nor this group's wait for one another, and on GPUs they leave the multiprocessors to what is computed meanwhile as far as
+    /// the transport can. As with <see cref="Split"/>, every rank calls it, and the caller disposes it first.
+    /// </summary>
+    ICommunicator Background();
+
     /// <summary>Blocks until every rank has arrived and its queued work has run.</summary>
     void Barrier();
 }

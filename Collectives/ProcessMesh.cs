@@ -22,6 +22,7 @@ public sealed class ProcessMesh : IDisposable
         SpSize = spSize;
         SequenceParallel = Join(dpSize, SpRanks);
         DataParallel = Join(spSize, DpRanks);
+        Gradients = world.Size == 1 ? world : world.Background();
     }
 
     public int DpSize { get; }
@@ -42,6 +43,9 @@ public sealed class ProcessMesh : IDisposable
     /// <summary>The ranks that hold the same chunk of other sequences.</summary>
     public ICommunicator DataParallel { get; }
 
+    /// <summary>All ranks of the world, for sums of gradients: large messages that have time until the pass ends, and that short ones must not queue behind.</summary>
+    public ICommunicator Gradients { get; }
+
     /// <summary>World ranks of sequence-parallel group <paramref name="group"/>.</summary>
     public int[] SpRanks(int group) => [.. Enumerable.Range(group * SpSize, SpSize)];
 
@@ -50,6 +54,7 @@ public sealed class ProcessMesh : IDisposable
 
     public void Dispose()
     {
+        if (Gradients != World) Gradients.Dispose();
         if (DataParallel != World) DataParallel.Dispose();
         if (SequenceParallel != World) SequenceParallel.Dispose();
     }

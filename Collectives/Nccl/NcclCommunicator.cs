@@ -9,7 +9,7 @@ namespace LaspNative.Collectives;
 /// One rank of a NCCL communicator. Operations run on the device's communication stream behind the compute work queued so far; waiting orders the compute stream
 /// behind them and leaves the host free. Errors carry the rank and NCCL's last error.
 /// </summary>
-public sealed class NcclCommunicator : Communicator
+public sealed partial class NcclCommunicator : Communicator
 {
     private static readonly TimeSpan s_patienceBeforeAbort = TimeSpan.FromSeconds(2);
     private readonly object _gate = new();
@@ -19,6 +19,7 @@ public sealed class NcclCommunicator : Communicator
     private readonly Tensor _token;
     private readonly NcclCommunicator? _whole;
     private readonly List<NcclCommunicator> _parts = [];
+    private readonly CudaStream? _ownStream;
     private nint _handle;
     private volatile Exception? _failure;
     private bool _disposed;
@@ -40,12 +41,11 @@ public sealed class NcclCommunicator : Communicator
         Begin();
     }
 
-    /// <summary>A group split from <paramref name="whole"/>, which ends with it.</summary>
-    private NcclCommunicator(NcclCommunicator whole, int rank, int size, nint handle) : base(rank, size, whole.Device)
+    /// <summary>A group split from <paramref name="whole"/>, which ends with it; in the background on a stream of its own.</summary>
+    private NcclCommunicator(NcclCommunicator whole, int rank, int size, nint handle, bool background) : base(rank, size, whole.Device)
     {
-        _device = whole._device;
-        _whole = whole;
-        _handle = handle;
+        (_device, _whole, _handle) = (whole._device, whole, handle);
+        if (background) _ownStream = new CudaStream(_device.Context, urgent: true);
         _computed = new CudaEvent(_device.Context);
         _token = Tensor.Empty([size], DType.F32, _device, MemoryCategory.Workspace);
         lock (whole._parts) whole._parts.Add(this);
@@ -110,78 +110,15 @@ public sealed class NcclCommunicator : Communicator
         Retire(arrived);
     }
 
-    private nint Stream => _device.CommunicationStream.Handle;
+    private CudaStream Queue => _ownStream ?? _device.CommunicationStream;
 
-    private protected override CommunicationWork Start(CollectiveKind kind, Tensor source, Tensor destination, int root)
-    {
-        if (source.Count == 0) return CommunicationWork.Done;
-        nint from = source.Pointer, to = destination.Pointer;
-        nuint count = (nuint)source.Count;
-        ncclDataType_t type = TypeOf(source.DType);
-        return Launch(c =>
-        {
-            switch (kind)
-            {
-                case CollectiveKind.AllGather:
-                    Nccl.ncclAllGather(from, to, count, type, c, Stream).Check(Rank, c);
-                    break;
-                case CollectiveKind.AllReduce:
-                    Nccl.ncclAllReduce(from, to, count, type, ncclRedOp_t.ncclSum, c, Stream).Check(Rank, c);
-                    break;
-                case CollectiveKind.ReduceScatter:
-                    Nccl.ncclReduceScatter(from, to, (nuint)destination.Count, type, ncclRedOp_t.ncclSum, c, Stream).Check(Rank, c);
-                    break;
-                case CollectiveKind.Broadcast:
-                    Nccl.ncclBroadcast(from, to, count, type, root, c, Stream).Check(Rank, c);
-                    break;
-                default:
-                    AllToAll(from, to, source.Bytes / Size, c);
-                    break;
-            }
-        });
-    }
+    private nint Stream => Queue.Handle;
 
-    private protected override CommunicationWork StartAllGather(Tensor source, Tensor destination, BlockLayout blocks) => Launch(c => Group(c, () =>
-    {
-        for (int peer = 0; peer < Size; peer++)
-        {
-            Send(source, 0, blocks.Count(Rank), peer, c);
-            Receive(destination, blocks.Start(peer), blocks.Count(peer), peer, c);
-        }
-    }));
+    public override ICommunicator Background() => Size == 1 ? base.Background() : SplitOff([.. Enumerable.Range(0, Size)], background: true)!;
 
-    private protected override CommunicationWork StartReduceScatter(Tensor source, Tensor destination, BlockLayout blocks) => Launch(c => Group(c, () =>
-    {
-        ncclDataType_t type = TypeOf(source.DType);
-        for (int root = 0; root < Size; root++)
-        {
-            if (blocks.Count(root) == 0) continue;
-            Nccl.ncclReduce(At(source, blocks.Start(root)), destination.Pointer, (nuint)blocks.Count(root), type, ncclRedOp_t.ncclSum, root, c, Stream).Check(Rank, c);
-        }
-    }));
+    private protected override ICommunicator? SplitOff(int[] ranks) => SplitOff(ranks, background: false);
 
-    private protected override CommunicationWork StartAllToAll(Tensor source, BlockLayout sent, Tensor destination, BlockLayout received) => Launch(c => Group(c, () =>
-    {
-        for (int peer = 0; peer < Size; peer++)
-        {
-            Send(source, sent.Start(peer), sent.Count(peer), peer, c);
-            Receive(destination, received.Start(peer), received.Count(peer), peer, c);
-        }
-    }));
-
-    private protected override CommunicationWork StartSend(Tensor source, int peer) =>
-        source.Count == 0 ? CommunicationWork.Done : Launch(c => Send(source, 0, source.Count, peer, c));
-
-    private protected override CommunicationWork StartReceive(Tensor destination, int peer) =>
-        destination.Count == 0 ? CommunicationWork.Done : Launch(c => Receive(destination, 0, destination.Count, peer, c));
-
-    private protected override CommunicationWork StartSendReceive(Tensor source, int to, Tensor destination, int from) => Launch(c => Group(c, () =>
-    {
-        Send(source, 0, source.Count, to, c);
-        Receive(destination, 0, destination.Count, from, c);
-    }));
-
-    private protected override ICommunicator? SplitOff(int[] ranks)
+    private NcclCommunicator? SplitOff(int[] ranks, bool background)
     {
         int index = Array.IndexOf(ranks, Rank);
         nint part;
@@ -198,7 +135,7 @@ public sealed class NcclCommunicator : Communicator
                 throw new LaspException($"NCCL on rank {Rank} cannot split groups; NCCL 2.18 or later is needed ('lasp doctor' shows the version found)", error);
             }
         }
-        return index < 0 ? null : new NcclCommunicator(this, index, ranks.Length, part);
+        return index < 0 ? null : new NcclCommunicator(this, index, ranks.Length, part, background);
     }
 
     /// <summary>A part waits for its whole: destroying it waits for the other ranks, which come to the whole's end together.</summary>
@@ -217,6 +154,7 @@ public sealed class NcclCommunicator : Communicator
         // Destroying waits for what is in flight; after an error that might be for ever.
         if (handle != 0 && _failure is null) Nccl.ncclCommDestroy(handle);
         else if (handle != 0) Nccl.ncclCommAbort(handle);
+        _ownStream?.Dispose();
         _token.Dispose();
         _computed.Dispose();
         foreach (CudaEvent idle in _idleEvents) idle.Dispose();
@@ -250,9 +188,9 @@ public sealed class NcclCommunicator : Communicator
             ThrowIfAborted();
             _device.Context.MakeCurrent();
             _computed.Record(_device.Stream);
-            _device.CommunicationStream.WaitFor(_computed);
+            Queue.WaitFor(_computed);
             ILaunchObserver? observer = _device.Kernels.Observer;
-            observer?.BeforeOther("message", _device.CommunicationStream);
+            observer?.BeforeOther("message", Queue);
             try
             {
                 operation(_handle);
@@ -262,9 +200,9 @@ public sealed class NcclCommunicator : Communicator
                 _failure ??= error;
                 throw;
             }
-            observer?.AfterOther("message", _device.CommunicationStream);
+            observer?.AfterOther("message", Queue);
             CudaEvent done = _idleEvents.TryPop(out CudaEvent? idle) ? idle : new CudaEvent(_device.Context);
-            done.Record(_device.CommunicationStream);
+            done.Record(Queue);
             return done;
         }
     }
@@ -273,44 +211,6 @@ public sealed class NcclCommunicator : Communicator
     private void Retire(CudaEvent done)
     {
         lock (_gate) _idleEvents.Push(done);
-    }
-
-    private void AllToAll(nint source, nint destination, long block, nint communicator) => Group(communicator, () =>
-    {
-        for (int peer = 0; peer < Size; peer++)
-        {
-            nint offset = (nint)(peer * block);
-            Nccl.ncclSend(source + offset, (nuint)block, ncclDataType_t.ncclUint8, peer, communicator, Stream).Check(Rank, communicator);
-            Nccl.ncclRecv(destination + offset, (nuint)block, ncclDataType_t.ncclUint8, peer, communicator, Stream).Check(Rank, communicator);
-        }
-    });
-
-    /// <summary>Sends some elements of a tensor; none need no message, and the peer posts none either.</summary>
-    private void Send(Tensor source, long first, long count, int peer, nint communicator)
-    {
-        if (count > 0) Nccl.ncclSend(At(source, first), (nuint)count, TypeOf(source.DType), peer, communicator, Stream).Check(Rank, communicator);
-    }
-
-    private void Receive(Tensor destination, long first, long count, int peer, nint communicator)
-    {
-        if (count > 0) Nccl.ncclRecv(At(destination, first), (nuint)count, TypeOf(destination.DType), peer, communicator, Stream).Check(Rank, communicator);
-    }
-
-    private static nint At(Tensor tensor, long element) => tensor.Pointer + (nint)(element * tensor.DType.Size());
-
-    private void Group(nint communicator, Action operations)
-    {
-        Nccl.ncclGroupStart().Check(Rank, communicator);
-        try
-        {
-            operations();
-        }
-        catch
-        {
-            Nccl.ncclGroupEnd(); // The first error is the one to report.
-            throw;
-        }
-        Nccl.ncclGroupEnd().Check(Rank, communicator);
     }
 
     private void ThrowIfAborted()
@@ -327,15 +227,6 @@ public sealed class NcclCommunicator : Communicator
             error.Check(Rank, _handle, "an operation in flight");
         }
     }
-
-    private static ncclDataType_t TypeOf(DType dtype) => dtype switch
-    {
-        DType.F64 => ncclDataType_t.ncclFloat64,
-        DType.F32 => ncclDataType_t.ncclFloat32,
-        DType.BF16 => ncclDataType_t.ncclBfloat16,
-        DType.I64 => ncclDataType_t.ncclInt64,
-        _ => ncclDataType_t.ncclInt32,
-    };
 
     private static unsafe ncclUniqueId Read(byte[] bytes)
     {

@@ -40,7 +40,7 @@ internal sealed class Trainer : IDisposable
         var sequence = new SequenceContext(new WaitMeter(_mesh.SequenceParallel, _waits), options.Strategy, options.SoftmaxStrategy, new SequencePartition(recipe.SequenceLength, _mesh.SpSize)) { Recomputation = options.Recomputation, Inputs = _inputs };
         var world = new WaitMeter(_mesh.World, _waits);
         var adam = new AdamWOptions { Beta1 = recipe.Beta1, Beta2 = recipe.Beta2, WeightDecay = recipe.WeightDecay };
-        _replica = new ModelReplica(_model, world, adam, options.Zero, options.BucketBytes);
+        _replica = new ModelReplica(_model, world, new WaitMeter(_mesh.Gradients, _waits), adam, options.Zero, options.BucketBytes);
         _step = new GlobalStep(_model, world, sequence, _replica.Gradients);
     }
 

@@ -41,6 +41,8 @@ internal sealed class WaitMeter(ICommunicator group, WaitAccount account) : ICom
 
     public ICommunicator? Split(ReadOnlySpan<int> ranks) => group.Split(ranks);
 
+    public ICommunicator Background() => group.Background();
+
     public void Barrier() => account.MeasureBarrier(group);
 
     public void Dispose() { }

@@ -56,6 +56,8 @@ internal sealed class TimedCommunicator(ICommunicator group) : ICommunicator
 
     public ICommunicator? Split(ReadOnlySpan<int> ranks) => group.Split(ranks);
 
+    public ICommunicator Background() => group.Background();
+
     public void Barrier() => group.Barrier();
 
     /// <summary>The group is the world's.</summary>

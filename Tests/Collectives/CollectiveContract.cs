@@ -61,6 +61,22 @@ public abstract partial class CollectiveContract
 
     private protected static Tensor Poisoned(RankContext rank, DType dtype, long count) => Filled(rank, dtype, count, _ => double.NaN);
 
+    /// <summary>Long enough for several pieces, and for more than may be under way at once.</summary>
+    [Theory]
+    [InlineData(2)]
+    [InlineData(3)]
+    public void A_group_in_the_background_sums_what_the_group_sums(int ranks) => Run(ranks, DType.F32, r =>
+    {
+        using ICommunicator background = r.World.Background();
+        Assert.Equal((r.World.Rank, r.World.Size), (background.Rank, background.Size));
+        foreach (long count in (long[])[1, 1 << 18, (1 << 18) + 4099])
+        {
+            using Tensor tensor = Filled(r, DType.F32, count, i => Value(r.Rank, i));
+            background.AllReduce(tensor).Wait();
+            Equal(count, i => Enumerable.Range(0, ranks).Sum(rank => Value(rank, i)), tensor);
+        }
+    });
+
     private static void Equal(long count, Func<long, double> expected, Tensor actual)
     {
         var values = new double[count];

@@ -53,7 +53,7 @@ public class ZeroAccountTests
     private static void Run(ZeroStage stage, DType dtype, Action<OneRank> body) => World.Run(new WorldOptions(DeviceKind.Cpu, Ranks), rank =>
     {
         using var model = new LinearLlamaModel(s_step.Config, rank.Device, dtype, seed: 3);
-        using var replica = new ModelReplica(model, rank.World, new AdamWOptions(), stage, BucketBytes);
+        using var replica = new ModelReplica(model, rank.World, rank.World, new AdamWOptions(), stage, BucketBytes);
         IReadOnlyList<FlatBucket> layouts = stage == ZeroStage.Parameters
             ? ParameterShards.Blocks(model, Ranks)
             : FlatBucket.Cut(model.Parameters.Reverse(), BucketBytes, stage == ZeroStage.None ? 1 : Ranks);

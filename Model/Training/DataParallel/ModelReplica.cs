@@ -17,20 +17,21 @@ internal sealed class ModelReplica : IDisposable
     private readonly AdamW _optimizer;
 
     /// <param name="model">Stays the caller's; its parameters may move, and in stage 3 leave between uses.</param>
+    /// <param name="gradients">The same ranks as <paramref name="group"/>: what sums of gradients travel through.</param>
     /// <param name="bucketBytes">Bytes of gradients in one message; in stage 3 a block is one message.</param>
-    public ModelReplica(LinearLlamaModel model, ICommunicator group, AdamWOptions options, ZeroStage stage, long bucketBytes)
+    public ModelReplica(LinearLlamaModel model, ICommunicator group, ICommunicator gradients, AdamWOptions options, ZeroStage stage, long bucketBytes)
     {
         (_model, _group, _stage) = (model, group, group.Size == 1 ? ZeroStage.None : stage);
         if (_stage == ZeroStage.None)
         {
-            Gradients = GradientBuckets.WholeOnEveryRank(model.Parameters, group, bucketBytes);
+            Gradients = GradientBuckets.WholeOnEveryRank(model.Parameters, gradients, bucketBytes);
             _optimizer = new AdamW(model.Parameters, options, model.InitialValue);
             return;
         }
         IReadOnlyList<FlatBucket> layouts = _stage == ZeroStage.Parameters
             ? ParameterShards.Blocks(model, group.Size)
             : FlatBucket.Cut(model.Parameters.Reverse(), bucketBytes, group.Size);
-        Gradients = new GradientBuckets(layouts, group, _stage);
+        Gradients = new GradientBuckets(layouts, gradients, _stage);
         _shards = new ParameterShards(layouts, group, _stage);
         if (_stage == ZeroStage.Parameters) model.Residency = _shards;
         _optimizer = new AdamW(_shards.Segments, options, InitialSegment);
