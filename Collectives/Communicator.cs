@@ -40,6 +40,18 @@ public abstract class Communicator : ICommunicator
         return Count(CollectiveKind.AllGather, StartAllGather(source, destination, new BlockLayout(counts)), (Size - 1) * source.Bytes);
     }
 
+    public BlockGather Gather(Tensor source)
+    {
+        CheckPair("Gather", source, source);
+        if (Size > 1 && StartGather(source) is { } gather)
+        {
+            Counters.Count(CollectiveKind.AllGather, (Size - 1) * source.Bytes);
+            return gather;
+        }
+        Tensor blocks = Tensor.Empty([Size, .. source.Shape], source.DType, Device, MemoryCategory.Communication);
+        return new GatherByCopy(blocks, AllGather(source, blocks));
+    }
+
     public CommunicationWork AllReduce(Tensor tensor)
     {
         CheckPair("AllReduce", tensor, tensor);
@@ -147,6 +159,9 @@ public abstract class Communicator : ICommunicator
     /// <summary>Starts a collective of all ranks. <paramref name="root"/> matters to Broadcast only.</summary>
     private protected abstract CommunicationWork Start(CollectiveKind kind, Tensor source, Tensor destination, int root);
 
+    /// <summary>Starts a gather into memory of the communicator; null, on every rank, where it has none for this.</summary>
+    private protected virtual BlockGather? StartGather(Tensor source) => null;
+
     /// <summary>Starts an all-gather of blocks that differ in size.</summary>
     private protected abstract CommunicationWork StartAllGather(Tensor source, Tensor destination, BlockLayout blocks);
 
@@ -228,5 +243,24 @@ public abstract class Communicator : ICommunicator
     {
         CheckPeer(operation, peer);
         if (peer == Rank) throw new LaspException($"{operation} on rank {Rank}: a rank cannot be its own peer here; copy the tensor, or send to and receive from itself with one SendReceive");
+    }
+
+    private sealed class GatherByCopy(Tensor blocks, CommunicationWork work) : BlockGather
+    {
+        private CommunicationWork? _work = work;
+
+        public override Tensor Blocks => blocks;
+
+        public override void Wait(int first, int count)
+        {
+            _work?.Wait();
+            _work = null;
+        }
+
+        protected override void Dispose(bool disposing)
+        {
+            Wait(0, 0);
+            blocks.Dispose();
+        }
     }
 }

@@ -30,6 +30,11 @@ public interface ICommunicator : IDisposable
     /// </summary>
     CommunicationWork AllGather(Tensor source, Tensor destination, ReadOnlySpan<long> counts);
 
+    /// <summary>
+    /// Every rank's source, in memory of the communicator: for blocks that are read once, where they arrive. The same shape on every rank; disposed in the same order on every rank. Sends (W-1) x the source.
+    /// </summary>
+    BlockGather Gather(Tensor source);
+
     /// <summary>tensor = sum over ranks, on every rank. Sends 2 (W-1)/W x the tensor.</summary>
     CommunicationWork AllReduce(Tensor tensor);
 
@@ -94,4 +99,23 @@ public abstract class CommunicationWork
     {
         public override void Wait() { }
     }
+}
+
+/// <summary>The ranks' blocks of one <see cref="ICommunicator.Gather"/>, in flight and then in place. The source must not change before it is disposed.</summary>
+public abstract class BlockGather : IDisposable
+{
+    /// <summary>[W, ...], in rank order. A rank's block may be read by work queued after <see cref="Wait"/> for it and before the gather is disposed.</summary>
+    public abstract Tensor Blocks { get; }
+
+    /// <summary>After this call, work queued on the device sees the blocks of <paramref name="count"/> ranks from <paramref name="first"/> on. Throws as <see cref="CommunicationWork.Wait"/> does.</summary>
+    public abstract void Wait(int first, int count);
+
+    /// <summary>Waits for what is still being sent, and gives the memory back.</summary>
+    public void Dispose()
+    {
+        Dispose(disposing: true);
+        GC.SuppressFinalize(this);
+    }
+
+    protected abstract void Dispose(bool disposing);
 }

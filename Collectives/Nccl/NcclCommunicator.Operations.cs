@@ -3,7 +3,7 @@ using LaspNative.Runtime.Interop;
 
 namespace LaspNative.Collectives;
 
-/// <summary>The operations.</summary>
+/// <summary>The operations, and which of them copy engines do.</summary>
 public sealed partial class NcclCommunicator
 {
     private protected override CommunicationWork Start(CollectiveKind kind, Tensor source, Tensor destination, int root)
@@ -34,6 +34,8 @@ public sealed partial class NcclCommunicator
             }
         });
     }
+
+    private protected override BlockGather? StartGather(Tensor source) => _gather is { } gather && source.Count > 0 && gather.Takes(source) ? Beside(() => gather.Start(source)) : null;
 
     private protected override CommunicationWork StartAllGather(Tensor source, Tensor destination, BlockLayout blocks) => Launch(c => Group(c, () =>
     {

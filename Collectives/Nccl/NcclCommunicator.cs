@@ -19,7 +19,9 @@ public sealed partial class NcclCommunicator : Communicator
     private readonly Tensor _token;
     private readonly NcclCommunicator? _whole;
     private readonly List<NcclCommunicator> _parts = [];
+    private readonly bool _oneProcess;
     private readonly CudaStream? _ownStream;
+    private PeerGather? _gather;
     private nint _handle;
     private volatile Exception? _failure;
     private bool _disposed;
@@ -29,11 +31,12 @@ public sealed partial class NcclCommunicator : Communicator
     /// Joins the communicator of all ranks that were given <paramref name="uniqueId"/>; returns when all have come and every connection has been used once:
     /// what NCCL allocates it allocates here, not behind a collective that waits.
     /// </summary>
-    public NcclCommunicator(CudaDevice device, int rank, int size, byte[] uniqueId) : base(rank, size, device)
+    /// <param name="oneProcess">Whether all ranks are threads of this process: then copy engines may do what the options leave to them, where the GPUs reach one another.</param>
+    public NcclCommunicator(CudaDevice device, int rank, int size, byte[] uniqueId, bool oneProcess = false) : base(rank, size, device)
     {
         ArgumentNullException.ThrowIfNull(uniqueId);
         if (uniqueId.Length != ncclUniqueId.Size) throw new LaspException($"a NCCL unique id has {ncclUniqueId.Size} bytes, got {uniqueId.Length}; draw one with NcclCommunicator.NewUniqueId");
-        _device = device;
+        (_device, _oneProcess) = (device, oneProcess);
         _device.Context.MakeCurrent();
         Nccl.ncclCommInitRank(out _handle, size, Read(uniqueId), rank).Check(rank, 0);
         _computed = new CudaEvent(device.Context);
@@ -44,7 +47,7 @@ public sealed partial class NcclCommunicator : Communicator
     /// <summary>A group split from <paramref name="whole"/>, which ends with it; in the background on a stream of its own.</summary>
     private NcclCommunicator(NcclCommunicator whole, int rank, int size, nint handle, bool background) : base(rank, size, whole.Device)
     {
-        (_device, _whole, _handle) = (whole._device, whole, handle);
+        (_device, _oneProcess, _whole, _handle) = (whole._device, whole._oneProcess, whole, handle);
         if (background) _ownStream = new CudaStream(_device.Context, urgent: true);
         _computed = new CudaEvent(_device.Context);
         _token = Tensor.Empty([size], DType.F32, _device, MemoryCategory.Workspace);
@@ -58,6 +61,10 @@ public sealed partial class NcclCommunicator : Communicator
         try
         {
             WarmUp();
+            bool background = _ownStream is not null;
+            if (!_oneProcess || Size == 1) return;
+            if (!background && LaspOptions.Current.PeerCopies) _gather = PeerGather.Open(_device, this);
+            Counters.Reset();
         }
         catch (Exception error)
         {
@@ -84,6 +91,7 @@ public sealed partial class NcclCommunicator : Communicator
         try
         {
             _failure ??= reason;
+            LetPass(); // before NCCL, which may wait for the GPU
             nint handle = Interlocked.Exchange(ref _handle, 0);
             if (handle != 0) Nccl.ncclCommAbort(handle);
         }
@@ -93,6 +101,14 @@ public sealed partial class NcclCommunicator : Communicator
         }
         lock (_parts)
             foreach (NcclCommunicator part in _parts) part.Abort(reason);
+    }
+
+    /// <summary>Ends what waits for copies of other ranks, here and in the parts.</summary>
+    private void LetPass()
+    {
+        _gather?.Abort();
+        lock (_parts)
+            foreach (NcclCommunicator part in _parts) part.LetPass();
     }
 
     /// <summary>Blocks, asleep, until every rank's queued work has run; notices errors of other ranks while it waits.</summary>
@@ -154,6 +170,8 @@ public sealed partial class NcclCommunicator : Communicator
         // Destroying waits for what is in flight; after an error that might be for ever.
         if (handle != 0 && _failure is null) Nccl.ncclCommDestroy(handle);
         else if (handle != 0) Nccl.ncclCommAbort(handle);
+        // After a failure another rank may still write here: then the memory goes with the context.
+        if (_failure is null) _gather?.Dispose();
         _ownStream?.Dispose();
         _token.Dispose();
         _computed.Dispose();
@@ -175,6 +193,33 @@ public sealed partial class NcclCommunicator : Communicator
         }
         Barrier();
         Counters.Reset();
+    }
+
+    /// <summary>Blocks the host until what this rank queued here has run; what fails then has been told elsewhere.</summary>
+    internal void Drain()
+    {
+        foreach (NcclCommunicator part in _parts) part.Drain();
+        try
+        {
+            _device.Context.MakeCurrent();
+            Queue.Synchronize();
+        }
+        catch (LaspException error)
+        {
+            _failure ??= error;
+        }
+    }
+
+    /// <summary>Starts something that is not NCCL's.</summary>
+    private T Beside<T>(Func<T> start)
+    {
+        ObjectDisposedException.ThrowIf(_disposed, this);
+        lock (_gate)
+        {
+            ThrowIfAborted();
+            _device.Context.MakeCurrent();
+            return start();
+        }
     }
 
     private Work Launch(Action<nint> operation) => new(this, Enqueue(operation));

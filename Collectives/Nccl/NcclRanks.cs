@@ -36,7 +36,7 @@ internal sealed class NcclThreads : RankHost, IDisposable
         ((CudaDevice)device).Prepare(DType.F32, DType.BF16);
         // A rank that could not open its GPU has said so by now, and nobody waits for it inside NCCL.
         Meet();
-        var communicator = new NcclCommunicator((CudaDevice)device, rank, _communicators.Length, _uniqueId.Value);
+        var communicator = new NcclCommunicator((CudaDevice)device, rank, _communicators.Length, _uniqueId.Value, oneProcess: true);
         lock (_lock)
         {
             _communicators[rank] = communicator;
@@ -45,11 +45,12 @@ internal sealed class NcclThreads : RankHost, IDisposable
         return communicator;
     }
 
-    /// <summary>Destroying a communicator waits for the other ranks' work: it must not begin before all have ended well, or one has failed.</summary>
+    /// <summary>Destroying a communicator waits for the other ranks' work: it must not begin before all have ended well, or one has failed. Nor may its memory go while another rank still writes there.</summary>
     public override void Leave(ICommunicator communicator)
     {
         try
         {
+            ((NcclCommunicator)communicator).Drain();
             Meet();
         }
         catch (GroupFailedException)

@@ -71,7 +71,7 @@ internal sealed class BidirectionalExchange : AttentionExchange
         _gather = null;
         using Tensor ones = Tensor.Empty([Call.Group.Size, Call.Batch, Call.Heads], sum.DType, Call.Device, MemoryCategory.States);
         Backend.Fill(1, ones);
-        Backend.CombineStates(gather.Wait(), ones, first: 0, count: Call.Group.Size, step: 1, initial: null, sum);
+        Backend.CombineStates(gather.Wait(0, Call.Group.Size), ones, first: 0, count: Call.Group.Size, step: 1, initial: null, sum);
     }
 
     protected override void Abandon()

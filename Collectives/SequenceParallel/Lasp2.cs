@@ -56,7 +56,7 @@ public sealed class Lasp2 : StatePassing
         public override void Wait()
         {
             if (Ranks == 0 && _decays.AreAllKnown) return;
-            Tensor states = _gather.Wait();
+            Tensor states = _gather.Wait(_reverse ? _call.Group.Size - Ranks : 0, Ranks);
             if (_gather.TakeFactors(_decays.FactorShape) is { } factors) _decays.Learn(factors);
             if (Ranks > 0) _call.Device.Backend.CombineStates(states, _decays.All, first: _reverse ? _call.Group.Size - 1 : 0, Ranks, step: _reverse ? -1 : 1, initial: null, _entering);
         }
@@ -65,15 +65,14 @@ public sealed class Lasp2 : StatePassing
     }
 }
 
-/// <summary>One all-gather of a state per rank, with its factor in the same message where that has to travel; owns both ends' buffers.</summary>
+/// <summary>One gather of a state per rank, with its factor in the same message where that has to travel; owns the sent buffer.</summary>
 internal sealed class StateGather : IDisposable
 {
     private readonly AttentionCall _call;
     private readonly long _factorCount;
     private readonly Tensor _own; // [S], or [A | M] as [F + S]
-    private readonly Tensor _all; // [W, ...]
+    private readonly BlockGather _gather; // [W, ...]
     private Tensor? _states; // [W, B, H, D, E]
-    private CommunicationWork? _work;
 
     /// <summary>Takes over <paramref name="own"/>; copies <paramref name="factor"/>.</summary>
     public StateGather(AttentionCall call, Tensor own, Tensor? factor)
@@ -81,8 +80,7 @@ internal sealed class StateGather : IDisposable
         _call = call;
         _factorCount = factor?.Count ?? 0;
         _own = factor is null ? own : Pack(factor, own);
-        _all = Tensor.Empty([call.Group.Size, .. _own.Shape], own.DType, call.Device, MemoryCategory.Communication);
-        _work = call.Group.AllGather(_own, _all);
+        _gather = call.Group.Gather(_own);
     }
 
     private Tensor Pack(Tensor factor, Tensor own)
@@ -94,12 +92,12 @@ internal sealed class StateGather : IDisposable
         return packed;
     }
 
-    /// <summary>Every rank's state in rank order, [W, B, H, D, E].</summary>
-    public Tensor Wait()
+    /// <summary>The ranks' states in rank order, [W, B, H, D, E], of which <paramref name="count"/> from <paramref name="first"/> on have come. Where factors travel, all have.</summary>
+    public Tensor Wait(int first, int count)
     {
-        _work?.Wait();
-        _work = null;
-        return _states ??= _factorCount == 0 ? _all.Share() : Unpack(_factorCount, _call.StateShape, MemoryCategory.Communication);
+        if (_factorCount == 0) _gather.Wait(first, count);
+        else _gather.Wait(0, _call.Group.Size);
+        return _states ??= _factorCount == 0 ? _gather.Blocks.Share() : Unpack(_factorCount, _call.StateShape, MemoryCategory.Communication);
     }
 
     /// <summary>Every rank's factor in rank order, [W, ...], for the caller to own; null when none travelled.</summary>
@@ -107,20 +105,18 @@ internal sealed class StateGather : IDisposable
 
     private Tensor Unpack(long offset, Shape shape, MemoryCategory category)
     {
-        Tensor parts = Tensor.Empty([_call.Group.Size, .. shape], _all.DType, _call.Device, category);
-        int size = _all.DType.Size();
-        long row = _all.Shape[1] * size, part = shape.Count * size;
+        Tensor all = _gather.Blocks, parts = Tensor.Empty([_call.Group.Size, .. shape], all.DType, _call.Device, category);
+        int size = all.DType.Size();
+        long row = all.Shape[1] * size, part = shape.Count * size;
         for (int rank = 0; rank < _call.Group.Size; rank++)
-            _call.Device.Copy(_all.Pointer + (nint)(rank * row + offset * size), parts.Pointer + (nint)(rank * part), part);
+            _call.Device.Copy(all.Pointer + (nint)(rank * row + offset * size), parts.Pointer + (nint)(rank * part), part);
         return parts;
     }
 
     public void Dispose()
     {
-        _work?.Wait();
-        _work = null;
-        _own.Dispose();
-        _all.Dispose();
         _states?.Dispose();
+        _gather.Dispose();
+        _own.Dispose();
     }
 }

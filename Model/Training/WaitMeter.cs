@@ -19,6 +19,8 @@ internal sealed class WaitMeter(ICommunicator group, WaitAccount account) : ICom
     public CommunicationWork AllGather(Tensor source, Tensor destination, ReadOnlySpan<long> counts) =>
         Metered(group.AllGather(source, destination, counts));
 
+    public BlockGather Gather(Tensor source) => new MeteredGather(account, group.Gather(source));
+
     public CommunicationWork AllReduce(Tensor tensor) => Metered(group.AllReduce(tensor));
 
     public CommunicationWork ReduceScatter(Tensor source, Tensor destination) => Metered(group.ReduceScatter(source, destination));
@@ -52,5 +54,19 @@ internal sealed class WaitMeter(ICommunicator group, WaitAccount account) : ICom
     private sealed class Work(WaitAccount account, CommunicationWork work) : CommunicationWork
     {
         public override void Wait() => account.Measure(work);
+    }
+
+    private sealed class MeteredGather(WaitAccount account, BlockGather gather) : BlockGather
+    {
+        public override Tensor Blocks => gather.Blocks;
+
+        public override void Wait(int first, int count) => account.Measure(new Arrival(gather, first, count));
+
+        protected override void Dispose(bool disposing) => gather.Dispose();
+    }
+
+    private sealed class Arrival(BlockGather gather, int first, int count) : CommunicationWork
+    {
+        public override void Wait() => gather.Wait(first, count);
     }
 }

@@ -35,6 +35,8 @@ internal sealed class TimedCommunicator(ICommunicator group) : ICommunicator
 
     public CommunicationWork AllGather(Tensor source, Tensor destination, ReadOnlySpan<long> counts) => Silent ? CommunicationWork.Done : new Work(this, group.AllGather(source, destination, counts));
 
+    public BlockGather Gather(Tensor source) => new Arrivals(this, source, Silent ? null : group.Gather(source));
+
     public CommunicationWork AllReduce(Tensor tensor) => Timed(() => group.AllReduce(tensor));
 
     public CommunicationWork ReduceScatter(Tensor source, Tensor destination) => Timed(() => group.ReduceScatter(source, destination));
@@ -65,16 +67,37 @@ internal sealed class TimedCommunicator(ICommunicator group) : ICommunicator
 
     private CommunicationWork Timed(Func<CommunicationWork> start) => Silent ? CommunicationWork.Done : new Work(this, start());
 
+    private void Time(Action wait)
+    {
+        var start = new CudaEvent(_device.Context, timing: true);
+        var end = new CudaEvent(_device.Context, timing: true);
+        start.Record(_device.Stream);
+        wait();
+        end.Record(_device.Stream);
+        _waits.Add((start, end));
+    }
+
+    /// <summary>Without a gather: memory in which nothing arrives.</summary>
+    private sealed class Arrivals(TimedCommunicator owner, Tensor source, BlockGather? gather) : BlockGather
+    {
+        private readonly Tensor? _nothing = gather is null ? Tensor.Empty([owner.Size, .. source.Shape], source.DType, source.Device, MemoryCategory.Communication) : null;
+
+        public override Tensor Blocks => _nothing ?? gather!.Blocks;
+
+        public override void Wait(int first, int count)
+        {
+            if (gather is not null) owner.Time(() => gather.Wait(first, count));
+        }
+
+        protected override void Dispose(bool disposing)
+        {
+            _nothing?.Dispose();
+            gather?.Dispose();
+        }
+    }
+
     private sealed class Work(TimedCommunicator owner, CommunicationWork work) : CommunicationWork
     {
-        public override void Wait()
-        {
-            var start = new CudaEvent(owner._device.Context, timing: true);
-            var end = new CudaEvent(owner._device.Context, timing: true);
-            start.Record(owner._device.Stream);
-            work.Wait();
-            end.Record(owner._device.Stream);
-            owner._waits.Add((start, end));
-        }
+        public override void Wait() => owner.Time(work.Wait);
     }
 }

@@ -59,6 +59,23 @@ public sealed partial class CudaContext : IDisposable
         return new CudaContext(handle, gpu, retained: false);
     }
 
+    /// <summary>Whether one GPU can read and write the memory of another.</summary>
+    internal static bool CanAccess(int gpu, int peer)
+    {
+        CudaDriver.cuDeviceCanAccessPeer(out int possible, gpu, peer).Check();
+        return possible != 0;
+    }
+
+    /// <summary>Lets this context read and write what the primary context of another GPU allocates outside pools.</summary>
+    internal void UseMemoryOf(int gpu)
+    {
+        MakeCurrent();
+        CudaDriver.cuDevicePrimaryCtxRetain(out nint peer, gpu).Check();
+        CUresult result = CudaDriver.cuCtxEnablePeerAccess(peer, 0);
+        CudaDriver.cuDevicePrimaryCtxRelease(gpu).Check();
+        if (result != CUresult.CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED) result.Check("cuCtxEnablePeerAccess");
+    }
+
     /// <summary>
     /// Makes this context current on the calling thread. The driver is asked each time, because a host application or NCCL may have switched;
     /// that costs nanoseconds.

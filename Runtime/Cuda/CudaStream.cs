@@ -58,6 +58,12 @@ public sealed class CudaStream : IDisposable
         if (bytes > 0) CudaDriver.cuMemsetD8Async(destination, value, (nuint)bytes, Handle).Check();
     }
 
+    /// <summary>Work queued from now on starts once the number at an address of this stream's GPU, outside pools, is at least <paramref name="value"/>; differences are taken modulo 2^32. No multiprocessor waits.</summary>
+    internal void WaitForValue(nint address, uint value) => CudaDriver.cuStreamWaitValue32(Handle, address, value, 0).Check();
+
+    /// <summary>Queues writing a number to an address of this stream's GPU. For clean-up, which must not throw.</summary>
+    internal CUresult TryWriteValue(nint address, uint value) => CudaDriver.cuStreamWriteValue32(Handle, address, value, 0);
+
     public void Dispose()
     {
         if (Interlocked.Exchange(ref _disposed, 1) != 0 || _owner is null) return;

@@ -71,9 +71,7 @@ internal sealed unsafe class MemoryPool : IDisposable
         CudaDriver.cuDeviceGetCount(out int count).Check();
         for (int peer = 0; peer < count; peer++)
         {
-            if (peer == _context.Gpu) continue;
-            CudaDriver.cuDeviceCanAccessPeer(out int possible, peer, _context.Gpu).Check();
-            if (possible == 0) continue;
+            if (peer == _context.Gpu || !CudaContext.CanAccess(peer, _context.Gpu)) continue;
             var access = new CUmemAccessDesc
             {
                 location = new CUmemLocation { type = CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE, id = peer },

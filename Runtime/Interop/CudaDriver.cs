@@ -69,6 +69,10 @@ internal static unsafe partial class CudaDriver
     [LibraryImport(Library)]
     public static partial CUresult cuCtxGetStreamPriorityRange(out int least, out int greatest);
 
+    /// <summary>The current context may use the memory of another one. CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED when it could before.</summary>
+    [LibraryImport(Library)]
+    public static partial CUresult cuCtxEnablePeerAccess(nint peerContext, uint flags);
+
     // ---- Streams and events ----
 
     [LibraryImport(Library)]
@@ -82,6 +86,14 @@ internal static unsafe partial class CudaDriver
 
     [LibraryImport(Library)]
     public static partial CUresult cuStreamWaitEvent(nint stream, nint evt, uint flags);
+
+    /// <summary>Flags 0: until (int)(*address - value) >= 0.</summary>
+    [LibraryImport(Library, EntryPoint = "cuStreamWaitValue32_v2")]
+    public static partial CUresult cuStreamWaitValue32(nint stream, nint address, uint value, uint flags);
+
+    /// <summary>Flags 0: behind a barrier for all memory.</summary>
+    [LibraryImport(Library, EntryPoint = "cuStreamWriteValue32_v2")]
+    public static partial CUresult cuStreamWriteValue32(nint stream, nint address, uint value, uint flags);
 
     [LibraryImport(Library)]
     public static partial CUresult cuEventCreate(out nint evt, uint flags);
@@ -105,6 +117,12 @@ internal static unsafe partial class CudaDriver
 
     [LibraryImport(Library, EntryPoint = "cuMemGetInfo_v2")]
     public static partial CUresult cuMemGetInfo(out nuint free, out nuint total);
+
+    [LibraryImport(Library, EntryPoint = "cuMemAlloc_v2")]
+    public static partial CUresult cuMemAlloc(out nint pointer, nuint bytes);
+
+    [LibraryImport(Library, EntryPoint = "cuMemFree_v2")]
+    public static partial CUresult cuMemFree(nint pointer);
 
     [LibraryImport(Library)]
     public static partial CUresult cuMemPoolCreate(out nint pool, CUmemPoolProps* properties);

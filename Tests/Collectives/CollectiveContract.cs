@@ -61,6 +61,34 @@ public abstract partial class CollectiveContract
 
     private protected static Tensor Poisoned(RankContext rank, DType dtype, long count) => Filled(rank, dtype, count, _ => double.NaN);
 
+    /// <summary>More gathers than fit at once, of sizes that change, each read while the next is under way; at the end more are held than there is room for.</summary>
+    [Theory]
+    [MemberData(nameof(Cases))]
+    public void Gather_shows_the_blocks_of_all_ranks_where_they_arrive(int ranks, DType dtype) => RunSizes(ranks, dtype, (r, count) =>
+    {
+        const int Rounds = 11;
+        var held = new Queue<(BlockGather Gather, Tensor Source, int Round)>();
+        for (int round = 0; round < Rounds; round++)
+        {
+            Tensor source = Filled(r, dtype, count + round, i => Value(r.Rank + round, i));
+            held.Enqueue((r.World.Gather(source), source, round));
+            if (round < 6) Check();
+        }
+        while (held.Count > 0) Check();
+        Assert.Equal((r.Size - 1) * dtype.Size() * Enumerable.Range(0, Rounds).Sum(round => count + round), r.World.Counters.BytesSent);
+
+        void Check()
+        {
+            (BlockGather gather, Tensor source, int round) = held.Dequeue();
+            using (source)
+            using (gather)
+            {
+                gather.Wait(0, r.Size);
+                Equal(r.Size * (count + round), i => Value((int)(i / (count + round)) + round, i % (count + round)), gather.Blocks);
+            }
+        }
+    });
+
     /// <summary>Long enough for several pieces, and for more than may be under way at once.</summary>
     [Theory]
     [InlineData(2)]

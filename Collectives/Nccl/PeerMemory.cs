@@ -1,0 +1,88 @@
+using System.Runtime.InteropServices;
+using LaspNative.Runtime;
+using LaspNative.Runtime.Cuda;
+
+namespace LaspNative.Collectives;
+
+/// <summary>
+/// Memory that each rank sets aside on its GPU for the others to write with their copy engines, and flags beside it that say how far a writer or a reader has come: numbers that only grow, and that streams
+/// wait for. No multiprocessor takes part. For ranks of one process, one GPU each. A number is n x 2^22 modulo 2^32, and is raised by copying it from a table: a stream may wait for numbers in its own
+/// GPU's memory, but writes them to another's only as a copy.
+/// </summary>
+internal sealed class PeerMemory : IDisposable
+{
+    private const int NumberShift = 22;
+    private const uint Numbers = 1u << (32 - NumberShift);
+
+    private readonly CudaDevice _device;
+    private readonly PlainMemory _memory; // what others write, then flags, then the table
+    private readonly nint[] _addresses; // of every rank's memory
+    private readonly long _flagsAt;
+    private readonly int _flagCount;
+    private readonly CudaStream _rescue;
+    private readonly Lock _lock = new();
+    private bool _disposed;
+
+    private PeerMemory(CudaDevice device, int rank, PlainMemory memory, nint[] addresses, long flagsAt, int flagCount)
+    {
+        (_device, Rank, _memory, _addresses, _flagsAt, _flagCount) = (device, rank, memory, addresses, flagsAt, flagCount);
+        _rescue = new CudaStream(device.Context);
+    }
+
+    public int Rank { get; }
+
+    public int Size => _addresses.Length;
+
+    /// <summary>Called at the same point by all ranks, before there is anything to wait for. Null, on all, where two of their GPUs do not reach each other.</summary>
+    public static PeerMemory? Open(CudaDevice device, ICommunicator group, long bytes, int flags)
+    {
+        var memory = new PlainMemory(device.Context, bytes + ((flags + Numbers) * sizeof(uint)));
+        var numbers = new uint[flags + (int)Numbers]; // flags at zero
+        for (uint n = 0; n < Numbers; n++) numbers[flags + (int)n] = n << NumberShift;
+        device.CopyFromHost(MemoryMarshal.AsBytes<uint>(numbers), memory.Pointer + (nint)bytes);
+        using Tensor own = Tensor.FromSpan([(long)memory.Pointer, device.Context.Gpu], [2], device), all = Tensor.Empty([group.Size, 2], DType.I64, device);
+        group.AllGather(own, all).Wait();
+        long[] told = all.ToArray<long>();
+        nint[] addresses = [.. Enumerable.Range(0, group.Size).Select(r => (nint)told[2 * r])];
+        int[] gpus = [.. Enumerable.Range(0, group.Size).Select(r => (int)told[(2 * r) + 1])];
+        if (gpus.All(a => gpus.All(b => a == b || CudaContext.CanAccess(a, b))))
+        {
+            foreach (int gpu in gpus.Where(g => g != device.Context.Gpu)) device.Context.UseMemoryOf(gpu);
+            return new PeerMemory(device, group.Rank, memory, addresses, bytes, flags);
+        }
+        memory.Dispose();
+        return null;
+    }
+
+    public nint At(int rank, long offset) => _addresses[rank] + (nint)offset;
+
+    /// <summary>Behind what is queued on the stream, the flag of any rank says <paramref name="number"/>.</summary>
+    public void Raise(CudaStream stream, int rank, int flag, uint number) =>
+        stream.CopyAsync(At(Rank, _flagsAt + ((_flagCount + (number % Numbers)) * sizeof(uint))), At(rank, _flagsAt + ((long)flag * sizeof(uint))), sizeof(uint));
+
+    /// <summary>What is queued from now on waits until this rank's flag says <paramref name="number"/> or more.</summary>
+    public void Await(CudaStream stream, int flag, uint number) => stream.WaitForValue(At(Rank, _flagsAt + ((long)flag * sizeof(uint))), number << NumberShift);
+
+    /// <summary>Lets pass everything that this GPU's streams wait for; from any thread, when a rank has failed. <paramref name="latest"/>: about as far as flags have come.</summary>
+    public void Abort(uint latest)
+    {
+        lock (_lock)
+        {
+            if (_disposed) return;
+            _device.Context.TryMakeCurrent();
+            for (int flag = 0; flag < _flagCount; flag++) _rescue.TryWriteValue(At(Rank, _flagsAt + ((long)flag * sizeof(uint))), (latest + (Numbers / 4)) << NumberShift);
+        }
+    }
+
+    /// <summary>Call when no rank writes any more.</summary>
+    public void Dispose()
+    {
+        lock (_lock)
+        {
+            if (_disposed) return;
+            _disposed = true;
+            _memory.Dispose();
+            _rescue.Dispose();
+        }
+    }
+}
