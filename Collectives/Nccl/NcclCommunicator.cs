@@ -22,6 +22,7 @@ public sealed partial class NcclCommunicator : Communicator
     private readonly bool _oneProcess;
     private readonly CudaStream? _ownStream;
     private PeerGather? _gather;
+    private PeerSum? _sum;
     private nint _handle;
     private volatile Exception? _failure;
     private bool _disposed;
@@ -64,6 +65,7 @@ public sealed partial class NcclCommunicator : Communicator
             bool background = _ownStream is not null;
             if (!_oneProcess || Size == 1) return;
             if (!background && LaspOptions.Current.PeerCopies) _gather = PeerGather.Open(_device, this);
+            if (background && LaspOptions.Current.PeerSums) _sum = PeerSum.Open(_device, this);
             Counters.Reset();
         }
         catch (Exception error)
@@ -107,6 +109,7 @@ public sealed partial class NcclCommunicator : Communicator
     private void LetPass()
     {
         _gather?.Abort();
+        _sum?.Abort();
         lock (_parts)
             foreach (NcclCommunicator part in _parts) part.LetPass();
     }
@@ -171,7 +174,11 @@ public sealed partial class NcclCommunicator : Communicator
         if (handle != 0 && _failure is null) Nccl.ncclCommDestroy(handle);
         else if (handle != 0) Nccl.ncclCommAbort(handle);
         // After a failure another rank may still write here: then the memory goes with the context.
-        if (_failure is null) _gather?.Dispose();
+        if (_failure is null)
+        {
+            _gather?.Dispose();
+            _sum?.Dispose();
+        }
         _ownStream?.Dispose();
         _token.Dispose();
         _computed.Dispose();
@@ -203,6 +210,7 @@ public sealed partial class NcclCommunicator : Communicator
         {
             _device.Context.MakeCurrent();
             Queue.Synchronize();
+            _sum?.Drain();
         }
         catch (LaspException error)
         {
