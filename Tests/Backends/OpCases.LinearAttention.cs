@@ -61,6 +61,7 @@ public static partial class OpCases
         new(300, 128, 64, B: 2, Decay: 20, States: true, Kind: DecayKind.Token, Uneven: true),
         new(300, 64, 128, Decay: 20, States: true, Kind: DecayKind.Token),
         new(320, 128, 128, H: 1, Hk: 1, Decay: 0.001, States: true, Kind: DecayKind.Token),
+        new(300, 128, 128, H: 1, Hk: 1, Decay: 20, States: true, Kind: DecayKind.Channel),
     ];
 
     /// <summary>Lengths around the sub-chunks of every backend, with decays that hardly matter, that matter, and that leave nothing of the token before.</summary>

@@ -67,6 +67,16 @@ public class StrategyVirtualRankTests : StrategyGpuContract
     [MemberData(nameof(Bf16Cases))]
     public void Bf16_errs_at_most_twice_as_much_as_the_naive_op(string strategy, int w, DecayKind decay) => AssertBf16(strategy, w, decay);
 
+    /// <summary>Long chunks of wide heads: there the gradient of the decay shares passes with the other gradients, which lie in two phases of the exchange.</summary>
+    [Theory]
+    [InlineData("serial", 1, DecayKind.Token)]
+    [InlineData("lasp2", 2, DecayKind.Token)]
+    [InlineData("zeco", 2, DecayKind.Token)]
+    [InlineData("serial", 1, DecayKind.Channel)]
+    [InlineData("lasp2", 2, DecayKind.Channel)]
+    public void A_decay_is_learned_over_long_chunks(string strategy, int w, DecayKind decay) =>
+        new StrategyCase(w, 300 * w, DType.BF16) { Strategy = strategy, Decay = decay, H = 2, Hk = 2, D = 64, E = 64 }.AssertWithinTwiceNaive(World(w));
+
     [Fact]
     public void Attention_without_a_mask_equals_the_definition()
     {

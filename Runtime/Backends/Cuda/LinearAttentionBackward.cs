@@ -26,7 +26,8 @@ internal sealed partial class CudaBackend
         var pass = new AttentionPass(run, k.DType, AttentionDecay.Of(decay, run), Reverse: false);
         if (RunsOnChannelKernels(pass, DecayKind.PerChannel, k.Pointer, v.Pointer, dO.Pointer, dq.Pointer))
         {
-            ChannelBackwardQuery(pass, k, v, dO, initialState, scale, dq, segments);
+            if (paths is not null) RequirePaths(PathFloats(pass, q!, k, v, dO), paths, dq);
+            ChannelBackwardQuery(pass, k, v, dO, initialState, scale, dq, segments, paths);
             return;
         }
         nint entering = segments is null ? Enter(pass, AttentionOperand.Of(k), AttentionOperand.Of(v), 1, initialState, null).Pointer : SegmentPointer(run, segments);

@@ -103,28 +103,45 @@ internal sealed partial class CudaBackend
         OutputOfChannels(pass, AttentionOperand.Of(q), key, value, scale, entering, o, chunks: 0);
     }
 
-    private void ChannelBackwardQuery(AttentionPass pass, Tensor k, Tensor v, Tensor dO, Tensor? initialState, double scale, Tensor dq, Tensor? segments)
+    /// <summary>dq; the states of its chunks stay in <paramref name="paths"/> where that is given.</summary>
+    private void ChannelBackwardQuery(AttentionPass pass, Tensor k, Tensor v, Tensor dO, Tensor? initialState, double scale, Tensor dq, Tensor? segments, Tensor? paths)
     {
-        (AttentionOperand key, AttentionOperand value) = (AttentionOperand.Of(k), AttentionOperand.Of(v));
-        ChannelScratch scratch = ChannelStates(pass.Run, segments is null ? 1 : 0, chunks: 1);
-        nint entering = segments is null ? EnterChannels(pass, key, value, 1, initialState, null, scratch.OwnSegments(0)) : SegmentPointer(pass.Run, segments);
-        WalkChannels(pass, key, value, 1, entering, segments: 0, scratch.ChunkStates(0));
-        ChannelGradients("linear_attention_channel_bwd_query", pass, q: 0, k, v, dO, scale, scratch.ChunkStates(0), 0, dq.Pointer, 0, 0);
+        ChannelScratch scratch = ChannelStates(pass.Run, segments is null ? 1 : 0, chunks: paths is null ? 1 : 0);
+        nint chunks = paths is null ? scratch.ChunkStates(0) : paths.Pointer;
+        EnterChunks(pass, k, v, initialState, segments, scratch.OwnSegments(0), chunks);
+        ChannelGradients("linear_attention_channel_bwd_query", pass, q: 0, k, v, dO, scale, chunks, 0, dq.Pointer, 0, 0);
     }
 
-    /// <summary>dv, dk, and also the decay's gradient where it is asked for: <paramref name="entering"/> are the forward segments then.</summary>
+    /// <summary>
+    /// dv, dk, and also the decay's gradient where it is asked for: <paramref name="entering"/> are the forward segments then, <paramref name="paths"/> what <see cref="ChannelBackwardQuery"/> kept.
+    /// </summary>
     private void ChannelBackwardKeyValue(
-        AttentionPass pass, Tensor q, Tensor k, Tensor v, Tensor dO, Tensor? initialState, Tensor? dFinalState, double scale, Tensor dk, Tensor dv, Tensor? dDecay, Tensor? entering, Tensor? leaving)
+        AttentionPass pass, Tensor q, Tensor k, Tensor v, Tensor dO, Tensor? initialState, Tensor? dFinalState, double scale, Tensor dk, Tensor dv, Tensor? dDecay,
+        Tensor? entering, Tensor? leaving, Tensor? paths = null)
     {
         (AttentionOperand query, AttentionOperand gradient) = (AttentionOperand.Of(q), AttentionOperand.Of(dO));
-        bool decays = dDecay is not null, makesEntering = decays && entering is null;
-        ChannelScratch scratch = ChannelStates(pass.Run, (leaving is null ? 1 : 0) + (makesEntering ? 1 : 0), decays ? 2 : 1);
+        bool decays = dDecay is not null, makesChunks = decays && paths is null, makesEntering = makesChunks && entering is null;
+        ChannelScratch scratch = ChannelStates(pass.Run, (leaving is null ? 1 : 0) + (makesEntering ? 1 : 0), makesChunks ? 2 : 1);
         nint leave = EnterChannels(pass, query, gradient, scale, dFinalState, leaving, scratch.OwnSegments(makesEntering ? 1 : 0));
         OutputOfChannels(pass, query, AttentionOperand.Of(k), gradient, scale, leave, dv, scratch.ChunkStates(0));
-        if (decays) EnterChunks(pass with { Reverse = false }, k, v, initialState, entering, scratch.OwnSegments(0), scratch.ChunkStates(1));
+        if (makesChunks) EnterChunks(pass with { Reverse = false }, k, v, initialState, entering, scratch.OwnSegments(0), scratch.ChunkStates(1));
+        string kernel = decays ? "linear_attention_channel_bwd_key_decay" : "linear_attention_channel_bwd_key";
         ChannelGradients(
-            decays ? "linear_attention_channel_bwd_key_decay" : "linear_attention_channel_bwd_key", pass, q.Pointer, k, v, dO, scale, decays ? scratch.ChunkStates(1) : 0, scratch.ChunkStates(0),
-            0, dk.Pointer, PointerOrNull(dDecay));
+            kernel, pass, q.Pointer, k, v, dO, scale, makesChunks ? scratch.ChunkStates(1) : PointerOrNull(paths), scratch.ChunkStates(0), 0, dk.Pointer, PointerOrNull(dDecay));
+    }
+
+    /// <summary>Whether one kernel over single chunks gives the gradient of a decay per channel beside that of the keys.</summary>
+    private bool GivesDecayInOnePass(in AttentionPass pass, params ReadOnlySpan<nint> pointers) =>
+        pass.Run.Heads == pass.Run.KeyHeads && pass.PaysRoundedStates && RunsOnChannelKernels(pass, DecayKind.PerChannel, pointers);
+
+    private static void RequireBackward(AttentionRun run, Tensor q, Tensor k, Tensor v, Tensor dO, Tensor decay, Tensor? initialState, Tensor? dFinalState, Tensor dk, Tensor dv, Tensor dDecay)
+    {
+        RequireAttention(run, decay, initialState, q, k, v, dO, dk, dv);
+        RequireAttention(run, dDecay, dFinalState, q);
+        RequireOutput(dO, run, run.Heads, run.ValueWidth);
+        RequireOutput(dk, run, run.KeyHeads, run.KeyWidth);
+        RequireOutput(dv, run, run.KeyHeads, run.ValueWidth);
+        RequireSame(decay, dDecay);
     }
 
     public void LinearAttentionBackwardKeyValueDecay(
@@ -133,20 +150,16 @@ internal sealed partial class CudaBackend
     {
         AttentionRun run = Cut(AttentionRun.Of(q, k, v));
         var pass = new AttentionPass(run, q.DType, AttentionDecay.Of(decay, run), Reverse: true);
-        if (paths is null && (run.Heads != run.KeyHeads || !pass.PaysRoundedStates || !RunsOnChannelKernels(pass, DecayKind.PerChannel, q.Pointer, k.Pointer, v.Pointer, dO.Pointer, dk.Pointer, dv.Pointer, dDecay.Pointer)))
+        if (paths is null && !GivesDecayInOnePass(pass, q.Pointer, k.Pointer, v.Pointer, dO.Pointer, dk.Pointer, dv.Pointer, dDecay.Pointer))
         {
             LinearAttentionBackwardKeyValue(q, k, v, dO, decay, dFinalState, scale, dk, dv, leaving);
             LinearAttentionBackwardDecay(q, k, v, dO, decay, initialState, dFinalState, scale, dDecay, entering, leaving);
             return;
         }
-        RequireAttention(run, decay, initialState, q, k, v, dO, dk, dv);
-        RequireAttention(run, dDecay, dFinalState, q);
-        RequireOutput(dO, run, run.Heads, run.ValueWidth);
-        RequireOutput(dk, run, run.KeyHeads, run.KeyWidth);
-        RequireOutput(dv, run, run.KeyHeads, run.ValueWidth);
-        RequireSame(decay, dDecay);
-        if (paths is not null) KeyValuePaths(pass, q, k, v, dO, dFinalState, scale, dk, dv, dDecay, leaving, paths);
-        else ChannelBackwardKeyValue(pass, q, k, v, dO, initialState, dFinalState, scale, dk, dv, dDecay, entering, leaving);
+        RequireBackward(run, q, k, v, dO, decay, initialState, dFinalState, dk, dv, dDecay);
+        if (paths is not null) RequirePaths(PathFloats(pass, q, k, v, dO), paths, dk, dv, dDecay);
+        if (pass.PerChannel) ChannelBackwardKeyValue(pass, q, k, v, dO, initialState, dFinalState, scale, dk, dv, dDecay, entering, leaving, paths);
+        else KeyValuePaths(pass, q, k, v, dO, dFinalState, scale, dk, dv, dDecay, leaving, paths!);
     }
 
     /// <summary>The states that enter the chunks, from the forward segments, which the caller has or which are made in <paramref name="own"/>.</summary>
@@ -185,8 +198,9 @@ internal sealed partial class CudaBackend
         string kernel, AttentionPass pass, nint q, Tensor k, Tensor v, Tensor dO, double scale, nint entering, nint leaving, nint dq, nint dk, nint dDecay)
     {
         AttentionRun run = pass.Run;
+        long blocks = AttentionRun.Slices(run.Tokens) * run.Batches * run.Heads * CeilDivide(run.KeyWidth, ChannelSlab);
         Launch(
-            ChannelGradientFile, kernel, pass.Element, Blocks(AttentionRun.Slices(run.Tokens) * run.Batches * run.Heads * CeilDivide(run.KeyWidth, ChannelSlab), BlockThreads, ChannelGradientShared),
+            ChannelGradientFile, kernel, pass.Element, Blocks(blocks, BlockThreads, ChannelGradientShared),
             q, k.Pointer, v.Pointer, dO.Pointer, pass.Decay.Pointer, run.Tokens, run.Heads, run.KeyHeads, run.KeyWidth, run.ValueWidth, run.Batches, (float)scale, entering, leaving, dq, dk, dDecay);
     }
 }

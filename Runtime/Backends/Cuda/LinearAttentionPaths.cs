@@ -2,8 +2,8 @@ namespace LaspNative.Runtime.Cuda;
 
 /// <summary>
 /// The gradient of a decay per token without passes of its own (decay_paths.cuh): the walk that makes dq keeps the states of its sub-chunks and counts the paths that arrive from them, the walk that makes
-/// dk and dv counts the others, and a small kernel adds them up. bf16 on Hopper, as many key heads as heads, widths of multiples of 8 up to 128. Everything else takes the passes of
-/// LinearAttentionChannels.cs.
+/// dk and dv counts the others, and a small kernel adds them up. bf16 on Hopper, as many key heads as heads, widths of multiples of 8 up to 128. For a decay per channel only the states are kept, which
+/// saves a walk. Everything else takes the passes of LinearAttentionChannels.cs.
 /// </summary>
 internal sealed partial class CudaBackend
 {
@@ -23,6 +23,7 @@ internal sealed partial class CudaBackend
     private long PathFloats(AttentionPass pass, Tensor q, Tensor k, Tensor v, Tensor dO)
     {
         AttentionRun run = pass.Run;
+        if (pass.PerChannel) return GivesDecayInOnePass(pass, q.Pointer, k.Pointer, v.Pointer, dO.Pointer) ? Chunks(run) * (ChunkStateBytes / sizeof(float)) : 0;
         bool pays = pass.Decay.Kind == DecayKind.PerToken && run.Heads == run.KeyHeads && pass.PaysRoundedStates
             && RunsOnWarpgroups(pass, states: 0, AttentionOperand.Of(q), AttentionOperand.Of(k), AttentionOperand.Of(v), AttentionOperand.Of(dO));
         return pays ? Chunks(run) * (ChunkStateFloats(run) + ChunkPathFloats) : 0;
@@ -61,7 +62,6 @@ internal sealed partial class CudaBackend
     private void KeyValuePaths(AttentionPass pass, Tensor q, Tensor k, Tensor v, Tensor dO, Tensor? dFinalState, double scale, Tensor dk, Tensor dv, Tensor dDecay, Tensor? segments, Tensor paths)
     {
         AttentionRun run = pass.Run;
-        RequirePaths(PathFloats(pass, q, k, v, dO), paths, dk, dv);
         nint leaving = Enter(pass, AttentionOperand.Of(q), AttentionOperand.Of(dO), scale, dFinalState, segments).Pointer, sums = PathSums(run, paths);
         KeyValueOnWarpgroups(pass, q, k, v, dO, scale, leaving, dk, dv, paths.Pointer, sums);
         Launch(
