@@ -141,16 +141,17 @@ struct Output {
         }
     }
 
+    // Neighbouring lanes exchange pairs, so that each writes 4 columns, and four of them the 32 bytes of a row at once.
     __device__ __forceinline__ void store(bf16* to, int stride, int rows, int columns) const
     {
-        const int row = first_row() + lane_of() / 4, column = first_column() + lane_of() % 4 * 2;
+        const bool odd = lane_of() % 2;
+        const int row = first_row() + lane_of() / 4, column = first_column() + lane_of() % 4 / 2 * 4 + (odd ? 8 : 0);
         bf16* at_row = to + row * stride + column;
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-#pragma unroll
-            for (int n = 0; n < 2; ++n)
-                if (row + 8 * i < rows && column + 8 * n < columns) *(unsigned*)(at_row + 8 * n) = pack_bf16(at[i / 2][n].at[i % 2 * 2], at[i / 2][n].at[i % 2 * 2 + 1]);
-            at_row += 8 * stride;
+        for (int i = 0; i < 4; ++i, at_row += 8 * stride) {
+            const unsigned left = pack_bf16(at[i / 2][0].at[i % 2 * 2], at[i / 2][0].at[i % 2 * 2 + 1]), right = pack_bf16(at[i / 2][1].at[i % 2 * 2], at[i / 2][1].at[i % 2 * 2 + 1]);
+            const unsigned other = __shfl_xor_sync(0xFFFFFFFFu, odd ? left : right, 1);
+            if (row + 8 * i < rows && column < columns) *(uint2*)at_row = odd ? make_uint2(other, right) : make_uint2(left, other);
         }
     }
 };
@@ -168,25 +169,32 @@ struct Walk {
     __device__ __forceinline__ int rows(int chunk) const { return tokens - (int64)chunk * CHUNK < CHUNK ? (int)(tokens - (int64)chunk * CHUNK) : CHUNK; }
     __device__ __forceinline__ int64 token(int chunk) const { return first + (int64)chunk * CHUNK; }
 
-    template <bool OUTPUT, bool REVERSE> __device__ __forceinline__ void fetch(unsigned shared, int chunk, int stage, int v_stage) const
+    template <bool REVERSE> __device__ __forceinline__ int chunk_at(int i) const { return REVERSE ? chunks() - 1 - i : i; }
+
+    // Begins to fetch chunk i of the walk: what is decayed, with its decay; then what is not.
+    template <bool OUTPUT, bool REVERSE> __device__ __forceinline__ void fetch_operands(unsigned shared, int i, int stage) const
     {
+        const int chunk = chunk_at<REVERSE>(i);
         typedef Layout<OUTPUT> At;
         const RowTile k_tile = { shared + At::K + stage * ROW_TILE_BYTES };
         if (OUTPUT) q.fetch<THREADS>(token(chunk), rows(chunk), RowTile { shared + At::Q });
         (OUTPUT || !REVERSE ? k : q).fetch<THREADS>(token(chunk), rows(chunk), k_tile);
         if (OUTPUT || g.kind == PER_CHANNEL) fetch_decay(g, token(chunk), rows(chunk), shared + At::G + stage * DECAY_BYTES);
         else spread_decay(g, token(chunk), rows(chunk), shared + At::G + stage * DECAY_BYTES);
-        v.fetch<THREADS>(token(chunk), rows(chunk), RowTile { shared + At::V + v_stage * ROW_TILE_BYTES });
     }
 
-    template <bool REVERSE> __device__ __forceinline__ int chunk_at(int i) const { return REVERSE ? chunks() - 1 - i : i; }
+    template <bool OUTPUT, bool REVERSE> __device__ __forceinline__ void fetch_values(unsigned shared, int i) const
+    {
+        const int chunk = chunk_at<REVERSE>(i);
+        v.fetch<THREADS>(token(chunk), rows(chunk), RowTile { shared + Layout<OUTPUT>::V + i % 2 * ROW_TILE_BYTES });
+    }
 
     // Barriers: the chunk is here; its factors are; its decayed operands are, and the raw ones may be overwritten; its scores are, and the state tile may be overwritten.
     template <bool REVERSE> __device__ __forceinline__ void run_output(unsigned shared, State& state, bf16* chunk_states, int64 chunk_stride, bf16* out, int out_stride) const
     {
         typedef Layout<true> At;
         state.store({ shared + At::STATE });
-        if (chunks() > 0) fetch<true, REVERSE>(shared, chunk_at<REVERSE>(0), 0, 0);
+        if (chunks() > 0) fetch_operands<true, REVERSE>(shared, 0, 0), fetch_values<true, REVERSE>(shared, 0);
         commit_copies();
 #pragma unroll 1
         for (int i = 0; i < chunks(); ++i) {
@@ -197,10 +205,11 @@ struct Walk {
             __syncthreads();
             if (chunk_states) store_chunk_state(state_tile, chunk_states + token(chunk) / CHUNK * chunk_stride);
             make_factors(shared + At::G, scale, shared + At::FACTORS, shared + At::THROUGH);
+            if (i + 1 < chunks()) fetch_values<true, REVERSE>(shared, i + 1);
             __syncthreads();
             decay_operands(shared);
             __syncthreads();
-            if (i + 1 < chunks()) fetch<true, REVERSE>(shared, chunk_at<REVERSE>(i + 1), 0, (i + 1) % 2);
+            if (i + 1 < chunks()) fetch_operands<true, REVERSE>(shared, i + 1, 0);
             commit_copies();
             const RowTile v_tile = { shared + At::V + i % 2 * ROW_TILE_BYTES };
             Output output;
@@ -215,27 +224,35 @@ struct Walk {
         }
     }
 
-    // Barriers: the chunk is here, and the state tile is; the sums of its groups are, and the state tile may be overwritten; its decayed operand is.
+    // Barriers: the chunk's operands are here, and the state tile is; the sums of its groups are, and the state tile may be overwritten; its decayed operand is, and its values are. Copies run nearly two
+    // chunks ahead: values are fetched for the next chunk, and operands, once they have been decayed, for the one after it.
     template <bool REVERSE> __device__ __forceinline__ void run_state(unsigned shared, State& state, double (&log)[2], bf16* chunk_states, int64 chunk_stride) const
     {
         typedef Layout<false> At;
         const RowTile state_tile = { shared + At::STATE };
         if (chunk_states) state.store(state_tile);
-        if (chunks() > 0) fetch<false, REVERSE>(shared, chunk_at<REVERSE>(0), 0, 0);
+        if (chunks() > 0) fetch_operands<false, REVERSE>(shared, 0, 0);
+        commit_copies();
+        if (chunks() > 0) fetch_values<false, REVERSE>(shared, 0);
+        commit_copies();
+        if (chunks() > 1) fetch_operands<false, REVERSE>(shared, 1, 1);
         commit_copies();
 #pragma unroll 1
         for (int i = 0; i < chunks(); ++i) {
             const int stage = i % 2;
             float2 g[GROUP];
-            wait_copies<0>();
+            wait_copies<2>();  // all but this chunk's values and the next one's operands
             __syncthreads();
-            if (i + 1 < chunks()) fetch<false, REVERSE>(shared, chunk_at<REVERSE>(i + 1), 1 - stage, 1 - stage);
+            if (i + 1 < chunks()) fetch_values<false, REVERSE>(shared, i + 1);
             commit_copies();
             if (chunk_states) store_chunk_state(state_tile, chunk_states + token(chunk_at<REVERSE>(i)) / CHUNK * chunk_stride);
             sum_groups(shared + At::G + stage * DECAY_BYTES, shared + At::FACTORS, g);
             __syncthreads();
             decay_rows<REVERSE>(g, shared + At::FACTORS, { shared + At::K + stage * ROW_TILE_BYTES }, scale, { shared + At::FROM }, shared + At::THROUGH, log);
+            wait_copies<2>();  // all but what the next chunk needs
             __syncthreads();
+            if (i + 2 < chunks()) fetch_operands<false, REVERSE>(shared, i + 2, stage);
+            commit_copies();
             state.decay(shared + At::THROUGH);
             state.add({ shared + At::FROM }, { shared + At::V + stage * ROW_TILE_BYTES });
             if (chunk_states) state.store(state_tile);
