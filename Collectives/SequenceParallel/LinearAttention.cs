@@ -97,9 +97,8 @@ public static class LinearAttention
 
         protected override void Backward(BackwardPass pass)
         {
-            Tensor dk = pass.Empty(0);
-            Tensor dv = pass.Empty(1);
-            Tensor? dDecay = pass.Wants(2) ? pass.Empty(2) : null;
+            (Tensor dk, Tensor dv, Tensor? dDecay) = exchange.Made is { } made
+                ? (made.Key.Share(), made.Value.Share(), made.Decay.Share()) : (pass.Empty(0), pass.Empty(1), pass.Wants(2) ? pass.Empty(2) : null);
             Tensor? dInitialState = pass.Wants(3) ? pass.Empty(3) : null;
             exchange.BackwardBegin(dk, dv, dDecay, dInitialState);
             pass.Give(0, dk);

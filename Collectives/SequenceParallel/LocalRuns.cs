@@ -129,6 +129,20 @@ internal sealed class LocalRuns(AttentionCall call, SavedValue k, SavedValue v, 
         }
     }
 
+    /// <summary>All gradients in one call, for a run that no other rank has a part in.</summary>
+    public void BackwardTogether(Tensor q, Tensor dO, Tensor? dFinalState, Tensor dq, KeySideGradients made)
+    {
+        foreach (DocumentPiece p in _pieces)
+        {
+            using Piece piece = Cut(p);
+            using Tensor qPiece = Tokens(q, p), dOPiece = Tokens(dO, p), dqPiece = Tokens(dq, p), dkPiece = Tokens(made.Key, p), dvPiece = Tokens(made.Value, p), dDecayPiece = Tokens(made.Decay, p);
+            using Tensor? d = Leaving(p, leaving: null, dFinalState);
+            FindLeaving(piece, p, q, dO);
+            Backend.LinearAttentionBackward(
+                qPiece, piece.K, piece.V, dOPiece, piece.Decay!, piece.Initial, d, call.Scale, dqPiece, dkPiece, dvPiece, dDecayPiece, _entering.GetValueOrDefault(p), _leaving.GetValueOrDefault(p));
+        }
+    }
+
     /// <summary>dDecay, shaped like the decay: per head the sum over this rank's tokens.</summary>
     public void BackwardDecay(Tensor q, Tensor dO, Tensor? entering, Tensor? leaving, Tensor? dFinalState, Tensor dDecay)
     {

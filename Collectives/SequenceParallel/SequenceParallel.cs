@@ -50,6 +50,9 @@ internal abstract class AttentionExchange : CallInFlight
     /// <summary>Whether the last phase will be asked for the gradient of a decay per token or channel.</summary>
     public bool LearnsDecay { get; set; }
 
+    /// <summary>What <see cref="BackwardFinish"/> made besides dq, for an exchange that waits for nobody: then the last phase has only the initial states left.</summary>
+    public KeySideGradients? Made { get; protected set; }
+
     /// <summary>The rank's own chunk, by document pieces.</summary>
     protected LocalRuns Runs { get; }
 
@@ -85,4 +88,15 @@ internal abstract class AttentionExchange : CallInFlight
 
     /// <summary>Waits for the message and writes dk, dv, and where wanted this rank's part of dDecay (shaped like the decay) and of dInitialState.</summary>
     public abstract void BackwardBegin(Tensor dk, Tensor dv, Tensor? dDecay, Tensor? dInitialState);
+}
+
+/// <summary>dk, dv and dDecay of a rank's chunk.</summary>
+internal sealed record KeySideGradients(Tensor Key, Tensor Value, Tensor Decay) : IDisposable
+{
+    public void Dispose()
+    {
+        Key.Dispose();
+        Value.Dispose();
+        Decay.Dispose();
+    }
 }

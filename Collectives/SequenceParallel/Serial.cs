@@ -37,13 +37,21 @@ public sealed class Serial : SequenceParallel
         {
             (_q, _dO) = (Hold(q.Share()), Hold(dO.Share()));
             if (dFinalState is not null) _dFinalState = Hold(dFinalState.Share());
-            Runs.BackwardQuery(continues && LearnsDecay ? q : null, dO, entering: null, dq);
+            if (!continues || Decay is not { Shape.Rank: 4 } decay || !LearnsDecay)
+            {
+                Runs.BackwardQuery(continues && LearnsDecay ? q : null, dO, entering: null, dq);
+                return;
+            }
+            Made = Hold(new KeySideGradients(Like(K), Like(V), Like(decay)));
+            Runs.BackwardTogether(q, dO, dFinalState, dq, Made);
         }
 
         public override void BackwardBegin(Tensor dk, Tensor dv, Tensor? dDecay, Tensor? dInitialState)
         {
-            Runs.BackwardBegin(_q!, _dO!, entering: null, leaving: null, _dFinalState, dk, dv, dDecay);
+            if (Made is null) Runs.BackwardBegin(_q!, _dO!, entering: null, leaving: null, _dFinalState, dk, dv, dDecay);
             if (dInitialState is not null) Runs.BackwardInitialState(_q!, _dO!, leaving: null, _dFinalState, dInitialState);
         }
+
+        private static Tensor Like(Tensor x) => Tensor.Empty(x.Shape, x.DType, x.Device);
     }
 }

@@ -104,7 +104,7 @@ internal sealed class LinearAttentionProblem : Problem
         Backend.LinearAttentionBackwardDecay(q, k, v, dO, _decay!, null, null, _scale, _dDecay!);
     }
 
-    /// <summary>As a layer runs it: the segments' states are found once per direction and kept for the passes that need them.</summary>
+    /// <summary>As a layer on one rank runs it: the segments' states are found once per direction and kept for the passes that need them.</summary>
     private void ForwardBackward(int i)
     {
         (Tensor q, Tensor k, Tensor v, Tensor dO) = Inputs(i);
@@ -112,6 +112,11 @@ internal sealed class LinearAttentionProblem : Problem
         if (entering is not null) Backend.LinearAttentionState(k, v, _decay, _state, entering);
         Backend.LinearAttention(q, k, v, _decay, null, _scale, _o, entering);
         if (leaving is not null) Backend.LinearAttentionBackwardState(q, dO, _decay, _scale, _dState, leaving);
+        if (_kind == DecayKind.Channel)
+        {
+            Backend.LinearAttentionBackward(q, k, v, dO, _decay!, null, null, _scale, _dq, _dk, _dv, _dDecay!, entering, leaving);
+            return;
+        }
         long count = Learned ? Backend.LinearAttentionPaths(q, k, v, dO, _decay!) : 0;
         using Tensor? paths = count > 0 ? Tensor.Empty([count], DType.F32, Device, MemoryCategory.Workspace) : null;
         Backend.LinearAttentionBackwardQuery(k, v, dO, _decay, null, _scale, _dq, entering, paths is null ? null : q, paths);

@@ -200,6 +200,18 @@ public interface IBackend
     }
 
     /// <summary>
+    /// <see cref="LinearAttentionBackwardQuery"/> and <see cref="LinearAttentionBackwardKeyValueDecay"/> in one call, for whoever knows both ends of the run: a device may make dq, dk and dDecay in one pass.
+    /// entering and leaving as there.
+    /// </summary>
+    void LinearAttentionBackward(
+        Tensor q, Tensor k, Tensor v, Tensor dO, Tensor decay, Tensor? initialState, Tensor? dFinalState, double scale, Tensor dq, Tensor dk, Tensor dv, Tensor dDecay,
+        Tensor? entering = null, Tensor? leaving = null)
+    {
+        LinearAttentionBackwardQuery(k, v, dO, decay, initialState, scale, dq, entering);
+        LinearAttentionBackwardKeyValueDecay(q, k, v, dO, decay, initialState, dFinalState, scale, dk, dv, dDecay, entering, leaving);
+    }
+
+    /// <summary>
     /// factor = A of a run of this many tokens: 1 (decay null), exp(tokens * g) (per head), exp(sum of g over the run's N = tokens) otherwise. factor is [B,H], or [B,H,D] for a decay per channel, of Acc.
     /// </summary>
     void RunDecay(Tensor? decay, long tokens, Tensor factor);

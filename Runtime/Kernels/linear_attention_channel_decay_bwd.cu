@@ -8,7 +8,7 @@
 // products with matrices of ones and zeros. Pairs in different blocks of 16 rows: block by block by Horner's rule, the decay of the blocks between acting on the sum.
 // q [B, N, H, D], dO [B, N, H, E], k [B, N, Hk, D], v [B, N, Hk, E] bf16, D and E multiples of 8 up to 128, rows at multiples of 16 bytes; decay and d_decay fp32 [B, N, H, D];
 // entering and leaving bf16: P and D as chunk_states of linear_attention_channel_decay. dq, dk [B, N, H, D] bf16 (dk of each query head).
-// Launch: 256 threads; one block per (chunk, b, h, 64 channels), the last fastest; 96256 bytes of shared memory. fp32 sums, fixed order.
+// Launch: 256 threads; one block per (chunk, b, h, 64 channels), the last fastest; 96256 bytes of shared memory, 112640 for all gradients at once. fp32 sums, fixed order.
 #include "channel_decay_scores.cuh"
 #if LASP_ELEMENT_BF16 && __CUDA_ARCH__ >= 900
 
@@ -266,6 +266,24 @@ __device__ __forceinline__ void fetch_state(const bf16* from, SlabTile tile)
     for (int i = 0; i < WIDTH; i += STRIDE) copy16_async(tile.piece(row, piece) + i * SlabTile::ROW_BYTES, from + (row + i) * WIDTH + piece * 8, 16);
 }
 
+// Where all gradients are made at once the sums of a step wait in shared memory, each thread's for itself, until all warps have left what they found.
+__device__ __forceinline__ unsigned parked(unsigned shared, int step, int half) { return shared + PARKED + ((2 * step + half) * THREADS + threadIdx.x) * 16; }
+
+__device__ __forceinline__ void park_sums(unsigned shared, int step, const MmaSums (&x)[2])
+{
+#pragma unroll
+    for (int half = 0; half < 2; ++half) store_shared(parked(shared, step, half), make_float4(x[half].at[0], x[half].at[1], x[half].at[2], x[half].at[3]));
+}
+
+__device__ __forceinline__ void fetch_sums(unsigned shared, int step, MmaSums (&x)[2])
+{
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        const float4 y = load_float4(parked(shared, step, half));
+        x[half].at[0] = y.x, x[half].at[1] = y.y, x[half].at[2] = y.z, x[half].at[3] = y.w;
+    }
+}
+
 template <bool QUERY, bool KEY, bool DECAY> __device__ __forceinline__ void chunk_gradients(
     const bf16* q, const bf16* k, const bf16* v, const bf16* d_out, const float* decay, int64 tokens, int heads, int key_heads, int width, int value_width, int64 batches,
     float scale, const bf16* entering, const bf16* leaving, bf16* dq, bf16* dk, float* d_decay)
@@ -294,25 +312,42 @@ template <bool QUERY, bool KEY, bool DECAY> __device__ __forceinline__ void chun
     if (DECAY) multiply_states({ shared + ENTERING }, { shared + LEAVING }, shared + THROUGH);
 
     const int64 row = (batch * tokens * heads + head) * width;
-    MmaSums dg[SHARE / CHANNELS][2];
-#pragma unroll
-    for (int step = 0; step < SHARE / CHANNELS; ++step) {
+    constexpr int STEPS = SHARE / CHANNELS;
+    const auto make = [&](int step, MmaSums (&dg)[2]) {
         Gradients d;
         keep_in_loop(shared);
         make_gradients<QUERY, KEY, DECAY>(shared, chunk, call, step, d);
         if (QUERY) chunk.store(d.dq, step, dq + row, queries.stride);
         if (KEY && dk) chunk.store(d.dk, step, dk + row, queries.stride);
-        dg[step][0] = d.dg[0], dg[step][1] = d.dg[1];
-    }
-    if constexpr (DECAY) {
+        dg[0] = d.dg[0], dg[1] = d.dg[1];
+    };
+    const auto write = [&](int step, MmaSums (&dg)[2]) {
+        add_other_blocks(shared, chunk.channel(step), dg);
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+            if (chunk.has(i, step))
+                *(float4*)(d_decay + row + chunk.offset(i, step, queries.stride)) = make_float4(dg[0].at[2 * i], dg[0].at[2 * i + 1], dg[1].at[2 * i], dg[1].at[2 * i + 1]);
+    };
+    MmaSums dg[STEPS][2];
+    if constexpr (QUERY && DECAY) {
+#pragma unroll 1
+        for (int step = 0; step < STEPS; ++step) {
+            make(step, dg[0]);
+            park_sums(shared, step, dg[0]);
+        }
         __syncthreads();
+#pragma unroll 1
+        for (int step = 0; step < STEPS; ++step) {
+            fetch_sums(shared, step, dg[0]);
+            write(step, dg[0]);
+        }
+    } else {
 #pragma unroll
-        for (int step = 0; step < SHARE / CHANNELS; ++step) {
-            add_other_blocks(shared, chunk.channel(step), dg[step]);
+        for (int step = 0; step < STEPS; ++step) make(step, dg[step]);
+        if constexpr (DECAY) {
+            __syncthreads();
 #pragma unroll
-            for (int i = 0; i < 2; ++i)
-                if (chunk.has(i, step))
-                    *(float4*)(d_decay + row + chunk.offset(i, step, queries.stride)) = make_float4(dg[step][0].at[2 * i], dg[step][0].at[2 * i + 1], dg[step][1].at[2 * i], dg[step][1].at[2 * i + 1]);
+            for (int step = 0; step < STEPS; ++step) write(step, dg[step]);
         }
     }
 }
@@ -328,5 +363,7 @@ KERNEL __launch_bounds__(THREADS, 2) linear_attention_channel_bwd_query(GRADIENT
 KERNEL __launch_bounds__(THREADS, 2) linear_attention_channel_bwd_key(GRADIENT_PARAMETERS) { chunk_gradients<false, true, false>(GRADIENT_ARGUMENTS); }
 
 KERNEL __launch_bounds__(THREADS, 2) linear_attention_channel_bwd_key_decay(GRADIENT_PARAMETERS) { chunk_gradients<false, true, true>(GRADIENT_ARGUMENTS); }
+
+KERNEL __launch_bounds__(THREADS, 2) linear_attention_channel_bwd_query_key_decay(GRADIENT_PARAMETERS) { chunk_gradients<true, true, true>(GRADIENT_ARGUMENTS); }
 
 #endif

@@ -10,9 +10,11 @@ public static partial class OpCases
     /// <param name="Uneven">Most tokens hardly decay, a few forget all: sums of the decay are large where their differences are small.</param>
     /// <param name="MixedSeed">Above 0: decays of every strength from none to <paramref name="Decay"/> beside each other, drawn from this seed.</param>
     /// <param name="States">Whether an initial state and a gradient of the final state are given.</param>
-    private sealed record AttentionShape(int N, int D, int E, int B = 1, int H = 2, int Hk = 2, double Decay = 0, bool States = false, DecayKind Kind = DecayKind.Head, bool Uneven = false, int MixedSeed = 0)
+    /// <param name="Together">Whether all gradients are asked for in one call.</param>
+    private sealed record AttentionShape(
+        int N, int D, int E, int B = 1, int H = 2, int Hk = 2, double Decay = 0, bool States = false, DecayKind Kind = DecayKind.Head, bool Uneven = false, int MixedSeed = 0, bool Together = false)
     {
-        public string Name => $"linear attention N={N} D={D} E={E} B={B} H={H} Hk={Hk} {(Uneven ? "uneven " : MixedSeed > 0 ? "mixed " : "")}decay={Decay}{KindName}{(States ? " with states" : "")}";
+        public string Name => $"linear attention N={N} D={D} E={E} B={B} H={H} Hk={Hk} {(Uneven ? "uneven " : MixedSeed > 0 ? "mixed " : "")}decay={Decay}{KindName}{(States ? " with states" : "")}{(Together ? " together" : "")}";
 
         private string KindName => Kind switch { DecayKind.Token => " per token", DecayKind.Channel => " per channel", _ => "" };
 
@@ -61,7 +63,10 @@ public static partial class OpCases
         new(300, 128, 64, B: 2, Decay: 20, States: true, Kind: DecayKind.Token, Uneven: true),
         new(300, 64, 128, Decay: 20, States: true, Kind: DecayKind.Token),
         new(320, 128, 128, H: 1, Hk: 1, Decay: 0.001, States: true, Kind: DecayKind.Token),
+        new(300, 128, 128, Decay: 0.05, States: true, Kind: DecayKind.Channel, Together: true),
+        new(300, 72, 104, B: 2, Decay: 20, States: true, Kind: DecayKind.Channel, Uneven: true, Together: true),
         new(300, 128, 128, H: 1, Hk: 1, Decay: 20, States: true, Kind: DecayKind.Channel),
+        new(300, 64, 64, H: 4, Hk: 2, Decay: 0.05, Kind: DecayKind.Token, Together: true),
     ];
 
     /// <summary>Lengths around the sub-chunks of every backend, with decays that hardly matter, that matter, and that leave nothing of the token before.</summary>
@@ -125,6 +130,11 @@ public static partial class OpCases
                 backend.LinearAttentionState(t("k"), t("v"), decay, t("M"));
                 backend.LinearAttention(t("q"), t("k"), t("v"), decay, initial, scale, t("o"));
                 backend.LinearAttentionBackwardState(t("q"), t("dO"), decay, scale, t("dM"));
+                if (s.Together)
+                {
+                    backend.LinearAttentionBackward(t("q"), t("k"), t("v"), t("dO"), decay!, initial, dFinal, scale, t("dq"), t("dk"), t("dv"), t("dDecay"));
+                    return;
+                }
                 if (s.States && decayed && s.Kind != DecayKind.Head)
                 {
                     long count = backend.LinearAttentionPaths(t("q"), t("k"), t("v"), t("dO"), decay!);

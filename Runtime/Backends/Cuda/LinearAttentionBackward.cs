@@ -54,7 +54,7 @@ internal sealed partial class CudaBackend
         bool grouped = run.Heads > run.KeyHeads;
         if (!grouped && RunsOnChannelKernels(pass, DecayKind.PerChannel, q.Pointer, k.Pointer, v.Pointer, dO.Pointer, dk.Pointer, dv.Pointer))
         {
-            ChannelBackwardKeyValue(pass, q, k, v, dO, null, dFinalState, scale, dk, dv, dDecay: null, entering: null, segments);
+            ChannelBackwardKeyValue(pass, q, k, v, dO, null, dFinalState, scale, dq: null, dk, dv, dDecay: null, entering: null, segments);
             return;
         }
         EdgeStates leaving = Enter(pass, queries, outputs, scale, dFinalState, segments, spare: grouped);

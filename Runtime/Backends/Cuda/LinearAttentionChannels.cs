@@ -18,6 +18,7 @@ internal sealed partial class CudaBackend
 
     /// <summary>Shared memory of the kernels of single chunks.</summary>
     private const long ChannelGradientShared = 96256;
+    private const long AllChannelGradientsShared = 112640;
     private const long TokenGradientShared = 99616;
 
     /// <summary>Channels of a block of <see cref="ChannelGradientFile"/>: SLAB.</summary>
@@ -113,10 +114,10 @@ internal sealed partial class CudaBackend
     }
 
     /// <summary>
-    /// dv, dk, and also the decay's gradient where it is asked for: <paramref name="entering"/> are the forward segments then, <paramref name="paths"/> what <see cref="ChannelBackwardQuery"/> kept.
+    /// dv, dk, and also the decay's gradient and dq where they are asked for: <paramref name="entering"/> are the forward segments then, <paramref name="paths"/> what <see cref="ChannelBackwardQuery"/> kept.
     /// </summary>
     private void ChannelBackwardKeyValue(
-        AttentionPass pass, Tensor q, Tensor k, Tensor v, Tensor dO, Tensor? initialState, Tensor? dFinalState, double scale, Tensor dk, Tensor dv, Tensor? dDecay,
+        AttentionPass pass, Tensor q, Tensor k, Tensor v, Tensor dO, Tensor? initialState, Tensor? dFinalState, double scale, Tensor? dq, Tensor dk, Tensor dv, Tensor? dDecay,
         Tensor? entering, Tensor? leaving, Tensor? paths = null)
     {
         (AttentionOperand query, AttentionOperand gradient) = (AttentionOperand.Of(q), AttentionOperand.Of(dO));
@@ -125,9 +126,26 @@ internal sealed partial class CudaBackend
         nint leave = EnterChannels(pass, query, gradient, scale, dFinalState, leaving, scratch.OwnSegments(makesEntering ? 1 : 0));
         OutputOfChannels(pass, query, AttentionOperand.Of(k), gradient, scale, leave, dv, scratch.ChunkStates(0));
         if (makesChunks) EnterChunks(pass with { Reverse = false }, k, v, initialState, entering, scratch.OwnSegments(0), scratch.ChunkStates(1));
-        string kernel = decays ? "linear_attention_channel_bwd_key_decay" : "linear_attention_channel_bwd_key";
+        string kernel = dq is not null ? "linear_attention_channel_bwd_query_key_decay" : decays ? "linear_attention_channel_bwd_key_decay" : "linear_attention_channel_bwd_key";
         ChannelGradients(
-            kernel, pass, q.Pointer, k, v, dO, scale, makesChunks ? scratch.ChunkStates(1) : PointerOrNull(paths), scratch.ChunkStates(0), 0, dk.Pointer, PointerOrNull(dDecay));
+            kernel, pass, q.Pointer, k, v, dO, scale, makesChunks ? scratch.ChunkStates(1) : PointerOrNull(paths), scratch.ChunkStates(0), PointerOrNull(dq), dk.Pointer, PointerOrNull(dDecay));
+    }
+
+    public void LinearAttentionBackward(
+        Tensor q, Tensor k, Tensor v, Tensor dO, Tensor decay, Tensor? initialState, Tensor? dFinalState, double scale, Tensor dq, Tensor dk, Tensor dv, Tensor dDecay,
+        Tensor? entering = null, Tensor? leaving = null)
+    {
+        AttentionRun run = Cut(AttentionRun.Of(q, k, v));
+        var pass = new AttentionPass(run, q.DType, AttentionDecay.Of(decay, run), Reverse: true);
+        if (!GivesDecayInOnePass(pass, q.Pointer, k.Pointer, v.Pointer, dO.Pointer, dq.Pointer, dk.Pointer, dv.Pointer, dDecay.Pointer))
+        {
+            LinearAttentionBackwardQuery(k, v, dO, decay, initialState, scale, dq, entering);
+            LinearAttentionBackwardKeyValueDecay(q, k, v, dO, decay, initialState, dFinalState, scale, dk, dv, dDecay, entering, leaving);
+            return;
+        }
+        RequireBackward(run, q, k, v, dO, decay, initialState, dFinalState, dk, dv, dDecay);
+        RequireSame(q, dq);
+        ChannelBackwardKeyValue(pass, q, k, v, dO, initialState, dFinalState, scale, dq, dk, dv, dDecay, entering, leaving);
     }
 
     /// <summary>Whether one kernel over single chunks gives the gradient of a decay per channel beside that of the keys.</summary>
@@ -158,7 +176,7 @@ internal sealed partial class CudaBackend
         }
         RequireBackward(run, q, k, v, dO, decay, initialState, dFinalState, dk, dv, dDecay);
         if (paths is not null) RequirePaths(PathFloats(pass, q, k, v, dO), paths, dk, dv, dDecay);
-        if (pass.PerChannel) ChannelBackwardKeyValue(pass, q, k, v, dO, initialState, dFinalState, scale, dk, dv, dDecay, entering, leaving, paths);
+        if (pass.PerChannel) ChannelBackwardKeyValue(pass, q, k, v, dO, initialState, dFinalState, scale, dq: null, dk, dv, dDecay, entering, leaving, paths);
         else KeyValuePaths(pass, q, k, v, dO, dFinalState, scale, dk, dv, dDecay, leaving, paths!);
     }
 
@@ -198,9 +216,9 @@ internal sealed partial class CudaBackend
         string kernel, AttentionPass pass, nint q, Tensor k, Tensor v, Tensor dO, double scale, nint entering, nint leaving, nint dq, nint dk, nint dDecay)
     {
         AttentionRun run = pass.Run;
-        long blocks = AttentionRun.Slices(run.Tokens) * run.Batches * run.Heads * CeilDivide(run.KeyWidth, ChannelSlab);
+        long blocks = AttentionRun.Slices(run.Tokens) * run.Batches * run.Heads * CeilDivide(run.KeyWidth, ChannelSlab), shared = dq != 0 && dDecay != 0 ? AllChannelGradientsShared : ChannelGradientShared;
         Launch(
-            ChannelGradientFile, kernel, pass.Element, Blocks(blocks, BlockThreads, ChannelGradientShared),
+            ChannelGradientFile, kernel, pass.Element, Blocks(blocks, BlockThreads, shared),
             q, k.Pointer, v.Pointer, dO.Pointer, pass.Decay.Pointer, run.Tokens, run.Heads, run.KeyHeads, run.KeyWidth, run.ValueWidth, run.Batches, (float)scale, entering, leaving, dq, dk, dDecay);
     }
 }
