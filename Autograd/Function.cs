@@ -10,7 +10,8 @@ namespace LaspNative.Autograd;
 public abstract class Function
 {
     private static long s_clock;
-    private readonly List<IDisposable> _saved = [];
+    private IDisposable[] _saved = [];
+    private int _savedCount;
 
     internal Variable[] Inputs { get; private set; } = [];
 
@@ -27,7 +28,7 @@ public abstract class Function
     {
         SavedValue saved = SavedValue.Of(input);
         saved.Rest();
-        _saved.Add(saved);
+        Hold(saved);
         return saved;
     }
 
@@ -38,7 +39,7 @@ public abstract class Function
     protected Tensor Save(Tensor tensor)
     {
         Tensor handle = tensor.Share();
-        _saved.Add(handle);
+        Hold(handle);
         return handle;
     }
 
@@ -56,8 +57,14 @@ public abstract class Function
     /// <summary>Takes over a tensor that only backward will read.</summary>
     protected Tensor Keep(Tensor tensor)
     {
-        _saved.Add(tensor);
+        Hold(tensor);
         return tensor;
+    }
+
+    private void Hold(IDisposable saved)
+    {
+        if (_savedCount == _saved.Length) Array.Resize(ref _saved, _savedCount + 3);
+        _saved[_savedCount++] = saved;
     }
 
     /// <summary>
@@ -69,8 +76,8 @@ public abstract class Function
     /// <summary>Frees what was saved. Overridden by functions that hold more than tensors; always called exactly once.</summary>
     protected internal virtual void Release()
     {
-        foreach (IDisposable saved in _saved) saved.Dispose();
-        _saved.Clear();
+        foreach (IDisposable saved in _saved.AsSpan(0, _savedCount)) saved.Dispose();
+        (_saved, _savedCount) = ([], 0);
     }
 
     /// <summary>

@@ -58,7 +58,7 @@ public abstract class Device : IDisposable
     internal Storage Allocate(long bytes, MemoryCategory category)
     {
         (nint pointer, AllocationTicket ticket) = AllocateMemory(bytes, category);
-        return new Storage(this, pointer, bytes, owned: true, ticket);
+        return new Storage(this, pointer, owned: true, ticket);
     }
 
     internal (nint Pointer, AllocationTicket Ticket) AllocateMemory(long bytes, MemoryCategory category)

@@ -14,18 +14,17 @@ internal sealed class Storage
 
     public nint Pointer => !_isAway ? _pointer : throw new InvalidOperationException("the memory of this tensor was evicted; restore it before it is read or written");
 
-    public long Bytes { get; }
+    public long Bytes => Ticket.Bytes;
 
     /// <summary>False when another library owns the memory; then the last release frees nothing.</summary>
     public bool Owned { get; }
 
     public AllocationTicket Ticket { get; private set; }
 
-    public Storage(Device device, nint pointer, long bytes, bool owned, AllocationTicket ticket)
+    public Storage(Device device, nint pointer, bool owned, AllocationTicket ticket)
     {
         Device = device;
         _pointer = pointer;
-        Bytes = bytes;
         Owned = owned;
         Ticket = ticket;
     }

@@ -81,7 +81,7 @@ public sealed class Tensor : IDisposable
     {
         ArgumentNullException.ThrowIfNull(device);
         if (pointer == 0 && shape.Count > 0) throw new LaspException($"a null pointer cannot hold a tensor of shape {shape}; pass the address of device memory");
-        return new Tensor(new Storage(device, pointer, shape.Count * dtype.Size(), owned: false, default), 0, SharedShape.Of(shape), dtype);
+        return new Tensor(new Storage(device, pointer, owned: false, new AllocationTicket(0, shape.Count * dtype.Size(), default)), 0, SharedShape.Of(shape), dtype);
     }
 
     /// <summary>The same elements under another shape; shares memory.</summary>
