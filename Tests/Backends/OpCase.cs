@@ -90,11 +90,14 @@ public sealed class OpCase
         string[] few = [.. errors.Keys.Where(n => expected[n].Length < FewValues)];
         if (few.Length == 0) return new References(expected, errors);
         var squares = few.ToDictionary(n => n, n => errors[n] * errors[n]);
-        for (int draw = 1; draw < Draws; draw++)
+        var draws = new Dictionary<string, double>[Draws];
+        Parallel.For(1, Draws, draw =>
         {
             Dictionary<string, double[]> inputs = Turned(stored, draw), right = Oracle(name => inputs[name]), rough = NaiveBf16(name => inputs[name]);
-            foreach (string name in few) squares[name] += Math.Pow(Distance(rough[name], right[name]), 2);
-        }
+            draws[draw] = few.ToDictionary(n => n, n => Math.Pow(Distance(rough[n], right[n]), 2));
+        });
+        foreach (Dictionary<string, double> draw in draws.Skip(1))
+            foreach (string name in few) squares[name] += draw[name];
         foreach (string name in few) errors[name] = Math.Sqrt(squares[name] / Draws);
         return new References(expected, errors);
     }

@@ -8,6 +8,9 @@ namespace LaspNative.Tests.Oracles;
 /// </summary>
 public sealed record LinearAttentionOracle(int B, int N, int H, int Hk, int D, int E)
 {
+    /// <summary>Tokens whose states are held at once on the way back.</summary>
+    private const int BlockTokens = 64;
+
     public required double[] Q { get; init; }
 
     public required double[] K { get; init; }
@@ -64,21 +67,20 @@ public sealed record LinearAttentionOracle(int B, int N, int H, int Hk, int D, i
         var final = new double[DocumentCount * H * D * E];
         ForEachHead((document, h) =>
         {
-            double[][] states = States(document, h);
+            double[] state = InitialStateOf(document, h);
             for (int i = 0; i < document.Length; i++)
             {
-                int row = QueryRow(document.B, document.Start + i, h);
-                double[] seen = Causal ? states[i + 1] : states[^1];
-                for (int d = 0; d < D; d++)
-                    for (int e = 0; e < E; e++) output[row * E + e] += Scale * Q[row * D + d] * seen[d * E + e];
+                Advance(document, h, i, state);
+                if (Causal) Read(document, h, i, state, output);
             }
-            states[^1].CopyTo(final, StateOf(document, h));
+            for (int i = 0; i < document.Length && !Causal; i++) Read(document, h, i, state, output);
+            state.CopyTo(final, StateOf(document, h));
         });
         return new Values(output, final);
     }
 
     /// <summary>
-    /// Walks the recurrence backwards through the stored states. With dS_i the gradient of S_i, its own output included:
+    /// Walks the recurrence backwards through its states, which are made again for one block of tokens at a time. With dS_i the gradient of S_i, its own output included:
     ///   dq_i = scale dO_i S_i^T     dk_i = dS_i v_i     dv_i = k_i dS_i     dg_i = exp(g_i) (S_{i-1} . dS_i)     dS_{i-1} = exp(g_i) . dS_i + scale q_{i-1}^T dO_{i-1}
     /// Not causal, all outputs belong to S_N: they enter its gradient before the walk.
     /// </summary>
@@ -88,15 +90,16 @@ public sealed record LinearAttentionOracle(int B, int N, int H, int Hk, int D, i
         ForEachHead((document, h) =>
         {
             int head = StateOf(document, h);
-            double[][] states = States(document, h);
+            double[][] before = [.. StatesBeforeBlocks(document, h)], states = [.. Enumerable.Range(0, BlockTokens + 1).Select(_ => new double[D * E])];
             double[] dState = dFinalState?[head..(head + D * E)] ?? new double[D * E];
             for (int i = 0; i < document.Length && !Causal; i++) AddOutput(dState, QueryRow(document.B, document.Start + i, h), dOutput);
             for (int i = document.Length - 1; i >= 0; i--)
             {
-                int row = QueryRow(document.B, document.Start + i, h);
+                int row = QueryRow(document.B, document.Start + i, h), place = i % BlockTokens;
+                if (place == BlockTokens - 1 || i == document.Length - 1) Recall(document, h, i - place, i + 1, before[i / BlockTokens], states);
                 if (Causal) AddOutput(dState, row, dOutput);
-                AddToken(g, document.B, document.Start + i, h, Causal ? states[i + 1] : states[^1], states[i], dState, dOutput);
-                for (int at = 0; at < D * E; at++) dState[at] *= Factor(document.B, document.Start + i, h, at / E);
+                AddToken(g, document.B, document.Start + i, h, Causal ? states[place + 1] : before[^1], states[place], dState, dOutput);
+                for (int d = 0; d < D; d++) RowMath.Scale(Factor(document.B, document.Start + i, h, d), dState.AsSpan(d * E, E));
             }
             dState.CopyTo(g.InitialState, head);
         });
@@ -106,7 +109,7 @@ public sealed record LinearAttentionOracle(int B, int N, int H, int Hk, int D, i
     /// <summary>dS += scale q^T dO of one query row.</summary>
     private void AddOutput(double[] dState, int row, double[] dOutput)
     {
-        for (int at = 0; at < D * E; at++) dState[at] += Scale * Q[row * D + at / E] * dOutput[row * E + at % E];
+        for (int d = 0; d < D; d++) RowMath.AddScaled(Scale * Q[row * D + d], dOutput.AsSpan(row * E, E), dState.AsSpan(d * E, E));
     }
 
     /// <summary>The gradients of token i, which reads the state seen, found the state before, and left one with gradient dState.</summary>
@@ -116,32 +119,62 @@ public sealed record LinearAttentionOracle(int B, int N, int H, int Hk, int D, i
         int key = KeyRow(b, i, h);
         for (int d = 0; d < D; d++)
         {
-            for (int e = 0; e < E; e++)
-            {
-                int at = d * E + e;
-                g.Query[query * D + d] += Scale * dOutput[query * E + e] * seen[at];
-                g.Key[key * D + d] += dState[at] * V[key * E + e];
-                g.Value[key * E + e] += K[key * D + d] * dState[at];
-                g.Decay[DecayAt(b, i, h, d)] += Factor(b, i, h, d) * before[at] * dState[at];
-            }
+            ReadOnlySpan<double> gradients = dState.AsSpan(d * E, E);
+            g.Query[query * D + d] += Scale * RowMath.Dot<double>(dOutput.AsSpan(query * E, E), seen.AsSpan(d * E, E));
+            g.Key[key * D + d] += RowMath.Dot(gradients, V.AsSpan(key * E, E));
+            RowMath.AddScaled(K[key * D + d], gradients, g.Value.AsSpan(key * E, E));
+            g.Decay[DecayAt(b, i, h, d)] += Factor(b, i, h, d) * RowMath.Dot(before.AsSpan(d * E, E), gradients);
         }
     }
 
-    /// <summary>S_0 .. S_N of one head of one document, each [D, E].</summary>
-    private double[][] States(Document document, int h)
+    private double[] InitialStateOf(Document document, int h)
     {
         if (!Causal && Decay is not null) throw new InvalidOperationException("attention that is not causal has no decay");
-        var states = new double[document.Length + 1][];
         int head = StateOf(document, h);
-        states[0] = InitialState?[head..(head + D * E)] ?? new double[D * E];
+        return InitialState?[head..(head + D * E)] ?? new double[D * E];
+    }
+
+    /// <summary>S_{i-1}, in place, to S_i.</summary>
+    private void Advance(Document document, int h, int i, double[] state)
+    {
+        int key = KeyRow(document.B, document.Start + i, h);
+        for (int d = 0; d < D; d++)
+        {
+            Span<double> row = state.AsSpan(d * E, E);
+            RowMath.Scale(Factor(document.B, document.Start + i, h, d), row);
+            RowMath.AddScaled(K[key * D + d], V.AsSpan(key * E, E), row);
+        }
+    }
+
+    /// <summary>The output of one token that reads a state.</summary>
+    private void Read(Document document, int h, int i, double[] state, double[] output)
+    {
+        int row = QueryRow(document.B, document.Start + i, h);
+        for (int d = 0; d < D; d++) RowMath.AddScaled(Scale * Q[row * D + d], state.AsSpan(d * E, E), output.AsSpan(row * E, E));
+    }
+
+    /// <summary>The states before every <see cref="BlockTokens"/> tokens of one head of one document, and the last.</summary>
+    private IEnumerable<double[]> StatesBeforeBlocks(Document document, int h)
+    {
+        double[] state = InitialStateOf(document, h);
         for (int i = 0; i < document.Length; i++)
         {
-            int key = KeyRow(document.B, document.Start + i, h);
-            double[] next = states[i + 1] = new double[D * E];
-            for (int at = 0; at < D * E; at++)
-                next[at] = Factor(document.B, document.Start + i, h, at / E) * states[i][at] + K[key * D + at / E] * V[key * E + at % E];
+            if (i % BlockTokens == 0) yield return [.. state];
+            Advance(document, h, i, state);
         }
-        return states;
+        yield return state;
+    }
+
+    /// <summary>S_first .. S_end from the state before them.</summary>
+    private void Recall(Document document, int h, int first, int end, double[] before, double[][] states)
+    {
+        before.CopyTo(states[0], 0);
+        for (int i = first; i < end; i++)
+        {
+            double[] next = states[i - first + 1];
+            states[i - first].CopyTo(next, 0);
+            Advance(document, h, i, next);
+        }
     }
 
     private int StateOf(Document document, int h) => (document.Index * H + h) * D * E;

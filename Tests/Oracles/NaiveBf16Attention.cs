@@ -15,6 +15,8 @@ public sealed class NaiveBf16Attention(LinearAttentionOracle problem)
     private readonly int _n = problem.N;
     private readonly int _d = problem.D;
     private readonly int _e = problem.E;
+    private float[] _dk = [];
+    private float[] _dv = [];
     private readonly int _width = problem.Decay?.Length == problem.Q.Length ? problem.D : 1; // numbers of one decay
 
     public sealed record Results(double[] Output, double[] State, double[] BackwardState, double[] Query, double[] Key, double[] Value, double[] Decay);
@@ -26,8 +28,10 @@ public sealed class NaiveBf16Attention(LinearAttentionOracle problem)
         var r = new Results(
             new double[dOutput.Length], new double[p.B * p.H * _d * _e], new double[p.B * p.H * _d * _e],
             new double[p.Q.Length], new double[p.K.Length], new double[p.V.Length], new double[p.Decay?.Length ?? p.H]);
+        (_dk, _dv) = (new float[p.K.Length], new float[p.V.Length]);
         for (int b = 0; b < p.B; b++)
             for (int h = 0; h < p.H; h++) Head(b, h, dOutput, dFinalState, r);
+        r = r with { Key = Array.ConvertAll(_dk, x => (double)x), Value = Array.ConvertAll(_dv, x => (double)x) };
         foreach (double[] rounded in (double[][])[r.Output, r.Query, r.Key, r.Value])
             for (int i = 0; i < rounded.Length; i++) rounded[i] = Round((float)rounded[i]);
         return r;
@@ -67,7 +71,7 @@ public sealed class NaiveBf16Attention(LinearAttentionOracle problem)
             {
                 float[] read = TimesColumn(initial, dO[i]);
                 AddProducts(fromEntry, 1, entering, read);
-                AddTo(dq, scale, Times(Between(sums, i + 1, 0), read));
+                RowMath.AddScaled<float>(scale, Times(Between(sums, i + 1, 0), read), dq);
             }
             for (int j = 0; j <= i; j++) AddPair(Between(sums, i + 1, j + 1), q[i], k[j], v[j], dO[i], o, dq, i == j ? null : fromToken[j], (b * _n + j) * p.Hk + hk, r);
             for (int e = 0; e < _e; e++) r.Output[row * _e + e] = o[e];
@@ -82,13 +86,13 @@ public sealed class NaiveBf16Attention(LinearAttentionOracle problem)
         float z = (float)problem.Scale * (_width == 1 ? between[0] : 1);
         float[] query = _width == 1 ? q : Decayed(between, q);
         float[] key = _width == 1 ? k : Decayed(between, k);
-        float score = Round(z * Dot(query, k));
-        float gain = Dot(dO, v);
+        float score = Round(z * RowMath.Dot<float>(query, k));
+        float gain = RowMath.Dot<float>(dO, v);
         float dScore = Round(z * gain);
-        AddTo(o, score, v);
-        AddTo(dq, dScore, key);
-        for (int d = 0; d < _d; d++) r.Key[keyRow * _d + d] = (float)r.Key[keyRow * _d + d] + dScore * query[d];
-        for (int e = 0; e < _e; e++) r.Value[keyRow * _e + e] = (float)r.Value[keyRow * _e + e] + score * dO[e];
+        RowMath.AddScaled<float>(score, v, o);
+        RowMath.AddScaled<float>(dScore, key, dq);
+        RowMath.AddScaled<float>(dScore, query, _dk.AsSpan(keyRow * _d, _d));
+        RowMath.AddScaled<float>(score, dO, _dv.AsSpan(keyRow * _e, _e));
         if (paths is null) return;
         if (_width == 1) paths[0] += score * Round(gain);
         else AddProducts(paths, dScore, query, k);
@@ -101,8 +105,8 @@ public sealed class NaiveBf16Attention(LinearAttentionOracle problem)
         float[] read = TimesColumn(final, v);
         float[] dk = Times(between, read);
         float[] dv = RowTimes(leaving, final);
-        for (int d = 0; d < _d; d++) r.Key[row * _d + d] = (float)r.Key[row * _d + d] + dk[d];
-        for (int e = 0; e < _e; e++) r.Value[row * _e + e] = (float)r.Value[row * _e + e] + dv[e];
+        RowMath.AddScaled<float>(1, dk, _dk.AsSpan(row * _d, _d));
+        RowMath.AddScaled<float>(1, dv, _dv.AsSpan(row * _e, _e));
         var paths = new float[_width];
         AddProducts(paths, 1, leaving, read);
         return paths;
@@ -112,7 +116,7 @@ public sealed class NaiveBf16Attention(LinearAttentionOracle problem)
     private void AddDecay(int b, int i, int h, float[] fromEntry, float[][] fromToken, Results r)
     {
         float[] sum = [.. fromEntry];
-        for (int j = 0; j < i; j++) AddTo(sum, 1, fromToken[j]);
+        for (int j = 0; j < i; j++) RowMath.AddScaled<float>(1, fromToken[j], sum);
         for (int d = 0; d < _width; d++)
         {
             int at = problem.DecayAt(b, i, h, d);
@@ -170,18 +174,6 @@ public sealed class NaiveBf16Attention(LinearAttentionOracle problem)
     }
 
     private static float Round(float x) => (BF16)x;
-
-    private static float Dot(float[] a, float[] b)
-    {
-        float sum = 0;
-        for (int i = 0; i < a.Length; i++) sum += a[i] * b[i];
-        return sum;
-    }
-
-    private static void AddTo(float[] y, float alpha, float[] x)
-    {
-        for (int i = 0; i < y.Length; i++) y[i] += alpha * x[i];
-    }
 
     /// <summary>x S for S [D, E].</summary>
     private float[] RowTimes(float[] x, float[] s)

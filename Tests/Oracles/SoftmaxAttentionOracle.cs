@@ -51,7 +51,7 @@ public sealed record SoftmaxAttentionOracle(int B, int C, int M, int H, int Hk, 
             int row = QueryRow(b, i, h);
             (double[] p, logs[row]) = Weights(b, i, h);
             for (int j = 0; j < M; j++)
-                for (int e = 0; e < E; e++) output[row * E + e] += p[j] * V[KeyRow(b, j, h) * E + e];
+                if (Sees(i, j)) RowMath.AddScaled(p[j], V.AsSpan(KeyRow(b, j, h) * E, E), output.AsSpan(row * E, E));
         });
         return new Values(output, logs);
     }
@@ -66,15 +66,16 @@ public sealed record SoftmaxAttentionOracle(int B, int C, int M, int H, int Hk, 
             (double[] p, _) = Weights(b, i, h);
             var dp = new double[M];
             for (int j = 0; j < M; j++)
-                for (int e = 0; e < E; e++) dp[j] += dOutput[row * E + e] * V[KeyRow(b, j, h) * E + e];
+                if (Sees(i, j)) dp[j] = RowMath.Dot<double>(dOutput.AsSpan(row * E, E), V.AsSpan(KeyRow(b, j, h) * E, E));
             double mean = p.Zip(dp, (x, y) => x * y).Sum();
             for (int j = 0; j < M; j++)
             {
+                if (!Sees(i, j)) continue;
                 int key = KeyRow(b, j, h);
                 double ds = Scale * p[j] * (dp[j] - mean);
-                for (int d = 0; d < D; d++) g.Query[row * D + d] += ds * K[key * D + d];
-                for (int d = 0; d < D; d++) g.Key[key * D + d] += ds * Q[row * D + d];
-                for (int e = 0; e < E; e++) g.Value[key * E + e] += p[j] * dOutput[row * E + e];
+                RowMath.AddScaled(ds, K.AsSpan(key * D, D), g.Query.AsSpan(row * D, D));
+                RowMath.AddScaled(ds, Q.AsSpan(row * D, D), g.Key.AsSpan(key * D, D));
+                RowMath.AddScaled(p[j], dOutput.AsSpan(row * E, E), g.Value.AsSpan(key * E, E));
             }
         });
         return g;
@@ -85,10 +86,7 @@ public sealed record SoftmaxAttentionOracle(int B, int C, int M, int H, int Hk, 
     {
         var scores = new double[M];
         for (int j = 0; j < M; j++)
-        {
-            for (int d = 0; d < D; d++) scores[j] += Scale * Q[QueryRow(b, i, h) * D + d] * K[KeyRow(b, j, h) * D + d];
-            if (!Sees(i, j)) scores[j] = double.NegativeInfinity;
-        }
+            scores[j] = Sees(i, j) ? Scale * RowMath.Dot<double>(Q.AsSpan(QueryRow(b, i, h) * D, D), K.AsSpan(KeyRow(b, j, h) * D, D)) : double.NegativeInfinity;
         double max = M == 0 ? double.NegativeInfinity : scores.Max();
         if (double.IsNegativeInfinity(max)) return (new double[M], max);
         double[] p = Array.ConvertAll(scores, s => Math.Exp(s - max));
