@@ -28,6 +28,8 @@ public static partial class OpCases
         "linear attention N=130 D=100 E=36 B=1 H=2 Hk=1 decay=0.1 with states",
         "linear attention N=130 D=100 E=68 B=1 H=2 Hk=2 decay=0.1 with states",
         "linear attention N=130 D=200 E=130 B=1 H=2 Hk=1 decay=0.1 per token with states",
+        "linear attention N=64 D=64 E=64 B=1 H=2 Hk=2 decay=0.1",
+        "linear attention N=64 D=64 E=64 B=1 H=2 Hk=2 decay=0.05 per token",
         "linear attention N=64 D=64 E=64 B=1 H=2 Hk=2 decay=0.05 per channel",
         "linear attention N=65 D=33 E=17 B=2 H=3 Hk=1 decay=1 per channel with states",
         "left product C=65 M=130 D=5 E=7 B=2 H=4 Hk=2 weights=PerChannel",
