@@ -46,6 +46,9 @@ public sealed class ProcessMesh : IDisposable
     /// <summary>All ranks of the world, for sums of gradients: large messages that have time until the pass ends, and that short ones must not queue behind.</summary>
     public ICommunicator Gradients { get; }
 
+    /// <summary>Bytes that this rank has sent in the world and in all of the mesh's groups.</summary>
+    public long BytesSent => new HashSet<ICommunicator>([World, SequenceParallel, DataParallel, Gradients], ReferenceEqualityComparer.Instance).Sum(group => group.Counters.BytesSent);
+
     /// <summary>World ranks of sequence-parallel group <paramref name="group"/>.</summary>
     public int[] SpRanks(int group) => [.. Enumerable.Range(group * SpSize, SpSize)];
 

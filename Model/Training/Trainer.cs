@@ -52,6 +52,9 @@ internal sealed class Trainer : IDisposable
         return new BatchSampler(_stream, seed, _groupBatch, _options.Recipe.SequenceLength, first: group * _groupBatch, masking);
     }
 
+    /// <summary>Bytes that this rank has sent, whether for attention or for gradients.</summary>
+    public long BytesSent => _mesh.BytesSent;
+
     /// <summary>Trains to the last step or until cancelled, and leaves a checkpoint.</summary>
     public TrainingResult Run()
     {

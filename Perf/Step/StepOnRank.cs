@@ -34,6 +34,7 @@ internal sealed class StepOnRank(StepHarnessOptions harness, TrainOptions option
     private readonly List<StepRecord> _records = [];
     private long _started; // of the first step
     private StepProfile? _profile;
+    private Trainer? _trainer;
     private long _sent, _launches, _managed; // when the first timed step began
     private double _sentPerStep, _launchesPerStep, _managedPerStep;
 
@@ -45,7 +46,7 @@ internal sealed class StepOnRank(StepHarnessOptions harness, TrainOptions option
     {
         using StepProfile? profile = _profile = harness.Breakdown && rank.Rank == 0 && Gpu is { } gpu ? new StepProfile(gpu) : null;
         using var clock = new StepClock(rank.Device, Before);
-        using var trainer = new Trainer(options, tokens, rank, this, clock);
+        using Trainer trainer = _trainer = new Trainer(options, tokens, rank, this, clock);
         Count(trainer.Run().LastStep + 1);
         double[] all = clock.Finish();
         Observe(null);
@@ -91,7 +92,7 @@ internal sealed class StepOnRank(StepHarnessOptions harness, TrainOptions option
         {
             Observe(null);
             rank.Device.Memory.ResetPeak();
-            (_sent, _launches, _managed) = (rank.World.Counters.BytesSent, LaunchCount, GC.GetAllocatedBytesForCurrentThread());
+            (_sent, _launches, _managed) = (_trainer!.BytesSent, LaunchCount, GC.GetAllocatedBytesForCurrentThread());
         }
         else
         {
@@ -111,7 +112,7 @@ internal sealed class StepOnRank(StepHarnessOptions harness, TrainOptions option
         double steps = step - harness.FirstTimed;
         if (steps < 1) return;
         (_sentPerStep, _launchesPerStep, _managedPerStep) =
-            ((rank.World.Counters.BytesSent - _sent) / steps, (LaunchCount - _launches) / steps, (GC.GetAllocatedBytesForCurrentThread() - _managed) / steps);
+            ((_trainer!.BytesSent - _sent) / steps, (LaunchCount - _launches) / steps, (GC.GetAllocatedBytesForCurrentThread() - _managed) / steps);
     }
 
     public void Note(string line) { }
