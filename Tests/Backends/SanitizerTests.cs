@@ -12,7 +12,8 @@ public class SanitizerTests(SharedGpu gpu) : IClassFixture<SharedGpu>
 {
     private const int Shards = 8;
 
-    public static IEnumerable<TheoryDataRow<string>> MemoryRows => Sharded("Memcheck", OpCases.SmallNames);
+    /// <summary>The race checks' rows among them: some kernels are launched for larger operands only.</summary>
+    public static IEnumerable<TheoryDataRow<string>> MemoryRows => Sharded("Memcheck", OpCases.SmallNames.Union(OpCases.RaceNames));
 
     public static IEnumerable<TheoryDataRow<string>> RaceRows => Sharded("Racecheck", OpCases.RaceNames);
 
