@@ -61,8 +61,8 @@ public sealed class AttentionCall : SequenceCall
         if (States is not null) Device.Backend.Fill(0, entering);
     }
 
-    /// <summary>The row of a document in initial or final states.</summary>
-    internal Tensor OfDocument(Tensor states, DocumentPiece piece) => Documents is null ? states.Share() : states.Slice(piece.Document, 1);
+    /// <summary>The rows of a piece's documents in initial or final states.</summary>
+    internal Tensor OfDocument(Tensor states, DocumentPiece piece) => Documents is null ? states.Share() : states.Slice(piece.Document, piece.Count);
 
     /// <summary>The weights of tokens towards a run's edge, [B, tokens, H], or [B, tokens, H, D] where the decay or the factors are per channel.</summary>
     internal Tensor DecayWeights(Tensor? decay, long tokens, bool toEnd, Tensor? between)

@@ -5,7 +5,7 @@ namespace LaspNative.Collectives;
 
 /// <summary>
 /// A rank's own chunk, computed as runs of tokens: one per document piece, the whole chunk where nothing is packed. Every run is the affine map S_out = A S_in + M, and only two of them
-/// meet other ranks: the first, if its document began before (it enters with P_t), and the last, if its document goes on (D_t comes back through it).
+/// meet other ranks (the documents between them are whole, and computed in one call): the first, if its document began before (it enters with P_t), and the last, if its document goes on (D_t comes back through it).
 ///   a run enters with  P_t, or its document's initial state, or zero       its gradient D comes from  D_t, or its document's final state, or zero
 /// All strategies that pass states compute through this; they differ only in how P_t and D_t travel.
 /// A device that cuts runs into segments finds the segments' states once per direction: they are kept from the first phase that needs them to the last.
@@ -16,6 +16,7 @@ internal sealed class LocalRuns(AttentionCall call, SavedValue k, SavedValue v, 
     private readonly Dictionary<DocumentPiece, Tensor> _entering = []; // segments of State and Forward
     private readonly Dictionary<DocumentPiece, Tensor> _leaving = []; // segments of BackwardState and BackwardKeyValue
     private readonly Dictionary<DocumentPiece, Tensor> _paths = []; // of BackwardQuery, for BackwardBegin
+    private PackedRuns? _wholeDocuments; // of the one piece that has several
 
     public Tensor K => k.Tensor;
 
@@ -37,8 +38,7 @@ internal sealed class LocalRuns(AttentionCall call, SavedValue k, SavedValue v, 
             return;
         }
         using Piece piece = Cut(last);
-        OwnState(piece, last, state);
-        if (last is { IsLast: false, IsFirst: true } && piece.Initial is not null) Propagate(piece, piece.Initial, state, state);
+        OwnState(piece, last, last.IsFirst ? piece.Initial : null, state);
     }
 
     /// <summary>o, and the final states of the documents that end here (zeros for the others).</summary>
@@ -50,18 +50,14 @@ internal sealed class LocalRuns(AttentionCall call, SavedValue k, SavedValue v, 
             using Piece piece = Cut(p);
             using Tensor qPiece = Tokens(q, p), oPiece = Tokens(o, p);
             Tensor? start = p.IsFirst ? piece.Initial : entering;
-            bool leavesFinal = finalState is not null && p.IsLast;
-            if (leavesFinal || (IsCut(p) && !_entering.ContainsKey(p)))
+            if (finalState is not null && p.IsLast)
             {
-                using Tensor own = call.EmptyState();
-                OwnState(piece, p, own);
-                if (leavesFinal)
-                {
-                    using Tensor final = call.OfDocument(finalState!, p);
-                    Propagate(piece, start, own, final);
-                }
+                using Tensor final = call.OfDocument(finalState, p);
+                OwnState(piece, p, start, final);
             }
-            Backend.LinearAttention(qPiece, piece.K, piece.V, piece.Decay, start, call.Scale, oPiece, _entering.GetValueOrDefault(p));
+            else if (IsCut(p) && !_entering.ContainsKey(p))
+                OwnState(piece, p, null, state: null);
+            Backend.LinearAttention(qPiece, piece.K, piece.V, piece.Decay, start, call.Scale, oPiece, _entering.GetValueOrDefault(p), RunsOf(p));
         }
     }
 
@@ -74,10 +70,8 @@ internal sealed class LocalRuns(AttentionCall call, SavedValue k, SavedValue v, 
             return;
         }
         using Piece piece = Cut(first);
-        OwnGradient(piece, first, q, dO, dState, Segments(_leaving, first));
-        if (first.IsFirst || !first.IsLast || dFinalState is null) return;
-        using Tensor dFinal = call.OfDocument(dFinalState, first);
-        Propagate(piece, dFinal, dState, dState);
+        using Tensor? dFinal = first.IsLast ? Leaving(first, leaving: null, dFinalState) : null;
+        OwnGradient(piece, first, q, dO, dFinal, dState, Segments(_leaving, first));
     }
 
     /// <summary>dq. With <paramref name="q"/>: <see cref="BackwardBegin"/> will be asked for the gradient of a decay per token or channel, and finds what this pass can leave for it.</summary>
@@ -90,7 +84,8 @@ internal sealed class LocalRuns(AttentionCall call, SavedValue k, SavedValue v, 
             using Tensor dOPiece = Tokens(dO, p), dqPiece = Tokens(dq, p);
             Tensor? paths = qPiece is null ? null : Paths(piece, p, qPiece, dOPiece);
             Backend.LinearAttentionBackwardQuery(
-                piece.K, piece.V, dOPiece, piece.Decay, p.IsFirst ? piece.Initial : entering, call.Scale, dqPiece, _entering.GetValueOrDefault(p), paths is null ? null : qPiece, paths);
+                piece.K, piece.V, dOPiece, piece.Decay, p.IsFirst ? piece.Initial : entering, call.Scale, dqPiece, _entering.GetValueOrDefault(p), paths is null ? null : qPiece, paths,
+                RunsOf(p));
         }
     }
 
@@ -103,7 +98,7 @@ internal sealed class LocalRuns(AttentionCall call, SavedValue k, SavedValue v, 
             using Tensor qPiece = Tokens(q, p), dOPiece = Tokens(dO, p), dkPiece = Tokens(dk, p), dvPiece = Tokens(dv, p);
             using Tensor? d = Leaving(p, leaving, dFinalState);
             FindLeaving(piece, p, q, dO);
-            Backend.LinearAttentionBackwardKeyValue(qPiece, piece.K, piece.V, dOPiece, piece.Decay, d, call.Scale, dkPiece, dvPiece, _leaving.GetValueOrDefault(p));
+            Backend.LinearAttentionBackwardKeyValue(qPiece, piece.K, piece.V, dOPiece, piece.Decay, d, call.Scale, dkPiece, dvPiece, _leaving.GetValueOrDefault(p), RunsOf(p));
         }
     }
 
@@ -124,7 +119,7 @@ internal sealed class LocalRuns(AttentionCall call, SavedValue k, SavedValue v, 
             FindLeaving(piece, p, q, dO);
             Backend.LinearAttentionBackwardKeyValueDecay(
                 qPiece, piece.K, piece.V, dOPiece, piece.Decay!, p.IsFirst ? piece.Initial : entering, d, call.Scale, dkPiece, dvPiece, dDecayPiece,
-                _entering.GetValueOrDefault(p), _leaving.GetValueOrDefault(p), _paths.GetValueOrDefault(p));
+                _entering.GetValueOrDefault(p), _leaving.GetValueOrDefault(p), _paths.GetValueOrDefault(p), RunsOf(p));
             if (_paths.Remove(p, out Tensor? paths)) paths.Dispose();
         }
     }
@@ -139,7 +134,8 @@ internal sealed class LocalRuns(AttentionCall call, SavedValue k, SavedValue v, 
             using Tensor? d = Leaving(p, leaving: null, dFinalState);
             FindLeaving(piece, p, q, dO);
             Backend.LinearAttentionBackward(
-                qPiece, piece.K, piece.V, dOPiece, piece.Decay!, piece.Initial, d, call.Scale, dqPiece, dkPiece, dvPiece, dDecayPiece, _entering.GetValueOrDefault(p), _leaving.GetValueOrDefault(p));
+                qPiece, piece.K, piece.V, dOPiece, piece.Decay!, piece.Initial, d, call.Scale, dqPiece, dkPiece, dvPiece, dDecayPiece, _entering.GetValueOrDefault(p), _leaving.GetValueOrDefault(p),
+                RunsOf(p));
         }
     }
 
@@ -155,7 +151,7 @@ internal sealed class LocalRuns(AttentionCall call, SavedValue k, SavedValue v, 
             using Tensor? d = Leaving(p, leaving, dFinalState);
             using Tensor part = perHead ? Tensor.Empty(dDecay.Shape, dDecay.DType, call.Device) : Tokens(dDecay, p);
             Backend.LinearAttentionBackwardDecay(
-                qPiece, piece.K, piece.V, dOPiece, piece.Decay!, p.IsFirst ? piece.Initial : entering, d, call.Scale, part, _entering.GetValueOrDefault(p), _leaving.GetValueOrDefault(p));
+                qPiece, piece.K, piece.V, dOPiece, piece.Decay!, p.IsFirst ? piece.Initial : entering, d, call.Scale, part, _entering.GetValueOrDefault(p), _leaving.GetValueOrDefault(p), RunsOf(p));
             if (perHead) Backend.AddScaled(part, 1, dDecay);
         }
     }
@@ -168,42 +164,45 @@ internal sealed class LocalRuns(AttentionCall call, SavedValue k, SavedValue v, 
         {
             if (!p.IsFirst) continue;
             using Piece piece = Cut(p);
-            using Tensor own = call.EmptyState(), gradient = call.OfDocument(dInitialState, p);
+            using Tensor gradient = call.OfDocument(dInitialState, p);
             using Tensor? d = Leaving(p, leaving, dFinalState);
-            OwnGradient(piece, p, q, dO, own, segments: null);
-            Propagate(piece, d, own, gradient);
+            OwnGradient(piece, p, q, dO, d, gradient, segments: null);
         }
     }
 
-    /// <summary>Room for what the pass of dq leaves for the gradient of the decay; null where the device has no use for it.</summary>
+    /// <summary>Room for what the pass of dq leaves for the gradient of the decay; null where the device has no use for it, and for packed runs.</summary>
     private Tensor? Paths(Piece piece, DocumentPiece p, Tensor q, Tensor dO)
     {
-        long count = Backend.LinearAttentionPaths(q, piece.K, piece.V, dO, piece.Decay!);
+        long count = p.Count > 1 ? 0 : Backend.LinearAttentionPaths(q, piece.K, piece.V, dO, piece.Decay!);
         if (count == 0) return null;
         if (!_paths.TryGetValue(p, out Tensor? paths)) _paths.Add(p, paths = Tensor.Empty([count], DType.F32, call.Device, MemoryCategory.Workspace));
         return paths;
     }
 
-    /// <summary>M of a piece, entered with zero.</summary>
-    private void OwnState(Piece piece, DocumentPiece p, Tensor state) => Backend.LinearAttentionState(piece.K, piece.V, piece.Decay, state, Segments(_entering, p));
+    /// <summary>What a piece leaves, entered with <paramref name="start"/> (null: zero, and it leaves M).</summary>
+    private void OwnState(Piece piece, DocumentPiece p, Tensor? start, Tensor? state) =>
+        Backend.LinearAttentionState(piece.K, piece.V, piece.Decay, state, Segments(_entering, p), start, RunsOf(p));
 
-    private void OwnGradient(Piece piece, DocumentPiece p, Tensor q, Tensor dO, Tensor dState, Tensor? segments)
+    private void OwnGradient(Piece piece, DocumentPiece p, Tensor q, Tensor dO, Tensor? dFinal, Tensor? dState, Tensor? segments)
     {
         using Tensor qPiece = Tokens(q, p), dOPiece = Tokens(dO, p);
-        Backend.LinearAttentionBackwardState(qPiece, dOPiece, piece.Decay, call.Scale, dState, segments);
+        Backend.LinearAttentionBackwardState(qPiece, dOPiece, piece.Decay, call.Scale, dState, segments, dFinal, RunsOf(p));
     }
 
     /// <summary>The segments' own gradients of a piece, where the device cuts it and no earlier phase has found them.</summary>
     private void FindLeaving(Piece piece, DocumentPiece p, Tensor q, Tensor dO)
     {
         if (!IsCut(p) || _leaving.ContainsKey(p)) return;
-        using Tensor own = call.EmptyState();
-        OwnGradient(piece, p, q, dO, own, Segments(_leaving, p));
+        OwnGradient(piece, p, q, dO, null, dState: null, Segments(_leaving, p));
     }
 
     private long SegmentCount(DocumentPiece p) => Backend.LinearAttentionSegments(call.Batch, p.Length, call.Heads, call.KeyDim, call.ValueDim);
 
-    private bool IsCut(DocumentPiece p) => SegmentCount(p) > 1;
+    /// <summary>Packed runs are cut inside their calls.</summary>
+    private bool IsCut(DocumentPiece p) => p.Count == 1 && SegmentCount(p) > 1;
+
+    /// <summary>The documents of a piece that has several.</summary>
+    private PackedRuns? RunsOf(DocumentPiece p) => p.Count == 1 ? null : _wholeDocuments ??= call.Documents!.Runs(p);
 
     /// <summary>The segments of a piece, kept from now on; null where the device does not cut it.</summary>
     private Tensor? Segments(Dictionary<DocumentPiece, Tensor> kept, DocumentPiece p)
@@ -220,16 +219,8 @@ internal sealed class LocalRuns(AttentionCall call, SavedValue k, SavedValue v, 
         _entering.Clear();
         _leaving.Clear();
         _paths.Clear();
-    }
-
-    /// <summary>destination = A state + own, by the one kernel that combines states.</summary>
-    private void Propagate(Piece piece, Tensor? state, Tensor own, Tensor destination)
-    {
-        using Tensor factor = Tensor.Empty(call.FactorShape(piece.Decay), own.DType, call.Device, MemoryCategory.States);
-        Backend.RunDecay(piece.Decay, piece.K.Shape[1], factor);
-        using Tensor states = own.View([1, .. own.Shape]);
-        using Tensor factors = factor.View([1, .. factor.Shape]);
-        Backend.CombineStates(states, factors, first: 0, count: 1, step: 1, state, destination);
+        _wholeDocuments?.Dispose();
+        _wholeDocuments = null;
     }
 
     /// <summary>The gradient of the state that leaves a piece; null: zero.</summary>

@@ -2,13 +2,17 @@ using LaspNative.Runtime;
 
 namespace LaspNative.Collectives;
 
-/// <summary>The part of one document that lies in a rank's chunk.</summary>
-/// <param name="Document">Index of the document.</param>
+/// <summary>The part of one document that lies in a rank's chunk, or several whole documents.</summary>
+/// <param name="Document">Index of the (first) document.</param>
 /// <param name="Start">First token, counted from the chunk's start.</param>
 /// <param name="Length">Tokens, at least 1.</param>
 /// <param name="IsFirst">The document starts with this piece: nothing before it is seen.</param>
 /// <param name="IsLast">The document ends with this piece: nothing after it sees it.</param>
-public readonly record struct DocumentPiece(int Document, long Start, long Length, bool IsFirst, bool IsLast);
+/// <param name="Count">Documents; with more than one all of them are whole.</param>
+public readonly record struct DocumentPiece(int Document, long Start, long Length, bool IsFirst, bool IsLast, int Count = 1)
+{
+    public bool IsWhole => IsFirst && IsLast;
+}
 
 /// <summary>
 /// Where the documents of a packed sequence begin and end: cu_seqlens [n+1] over the whole sequence, from 0 to N, strictly increasing.
@@ -59,6 +63,21 @@ public sealed record PackedDocuments
         }
         return pieces;
     }
+
+    /// <summary>The same pieces with the whole documents among them, which are neighbours, as one.</summary>
+    public static IReadOnlyList<DocumentPiece> Gathered(IReadOnlyList<DocumentPiece> pieces)
+    {
+        var gathered = new List<DocumentPiece>();
+        foreach (DocumentPiece p in pieces)
+        {
+            if (p.IsWhole && gathered is [.., { IsWhole: true } last]) gathered[^1] = last with { Length = last.Length + p.Length, Count = last.Count + p.Count };
+            else gathered.Add(p);
+        }
+        return gathered;
+    }
+
+    /// <summary>The documents of a piece as runs, which begin with it.</summary>
+    public PackedRuns Runs(DocumentPiece piece) => new([.. Enumerable.Range(piece.Document, piece.Count).Select(d => Start(d) - Start(piece.Document)), piece.Length]);
 
     /// <summary>Whether a document starts within tokens [start, start + length): then nothing passes through them.</summary>
     public bool StartsWithin(long start, long length) => Pieces(start, length).Any(p => p.IsFirst);

@@ -109,9 +109,9 @@ internal sealed class LinearAttentionProblem : Problem
     {
         (Tensor q, Tensor k, Tensor v, Tensor dO) = Inputs(i);
         using Tensor? entering = Segments(), leaving = Segments();
-        if (entering is not null) Backend.LinearAttentionState(k, v, _decay, _state, entering);
+        if (entering is not null) Backend.LinearAttentionState(k, v, _decay, null, entering);
         Backend.LinearAttention(q, k, v, _decay, null, _scale, _o, entering);
-        if (leaving is not null) Backend.LinearAttentionBackwardState(q, dO, _decay, _scale, _dState, leaving);
+        if (leaving is not null) Backend.LinearAttentionBackwardState(q, dO, _decay, _scale, null, leaving);
         if (_kind == DecayKind.Channel)
         {
             Backend.LinearAttentionBackward(q, k, v, dO, _decay!, null, null, _scale, _dq, _dk, _dv, _dDecay!, entering, leaving);

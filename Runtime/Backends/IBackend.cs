@@ -138,27 +138,36 @@ public interface IBackend
     // A device may cut a run into segments that it walks side by side: one pass leaves each segment's own state, an ordered scan makes of them the states that enter, a walk makes the outputs.
     // What one call has found out another can use: "segments" is null (then the call makes its own pass), or [LinearAttentionSegments(..),B,H,D,E] of Acc, which the device alone writes and reads.
 
+    // runs: several packed runs beside each other, in one call; then B is 1, segments and paths are null, and states (initial, final and their gradients) are [runs,H,D,E], one for each.
+
     /// <summary>Into how many segments this device cuts a run of these extents, the same for all calls of one run. With 1 nothing is gained by passing segments.</summary>
     long LinearAttentionSegments(long batches, long tokens, long heads, long keyWidth, long valueWidth);
 
-    /// <summary>M = sum_i exp(G_N - G_i) . k_i^T v_i: the state that this run leaves when it enters with zero. segments receives each segment's own.</summary>
-    void LinearAttentionState(Tensor k, Tensor v, Tensor? decay, Tensor state, Tensor? segments = null);
+    /// <summary>
+    /// state = A initialState + M with M = sum_i exp(G_N - G_i) . k_i^T v_i: what this run leaves; without initialState M alone. segments receives each segment's own;
+    /// with them state may be null, where only they are wanted.
+    /// </summary>
+    void LinearAttentionState(Tensor k, Tensor v, Tensor? decay, Tensor? state, Tensor? segments = null, Tensor? initialState = null, PackedRuns? runs = null);
 
     /// <summary>
     /// o_i = scale * q_i S_i with S_0 = initialState [B,H,D,E] (null: zero). Intra and inter part in one pass.
     /// segments: as <see cref="LinearAttentionState"/> left them; they become the states that enter.
     /// </summary>
-    void LinearAttention(Tensor q, Tensor k, Tensor v, Tensor? decay, Tensor? initialState, double scale, Tensor o, Tensor? segments = null);
+    void LinearAttention(Tensor q, Tensor k, Tensor v, Tensor? decay, Tensor? initialState, double scale, Tensor o, Tensor? segments = null, PackedRuns? runs = null);
 
-    /// <summary>dM = sum_i scale * exp(G_i) q_i^T dO_i: the gradient of the entering state that comes from this run's own outputs. segments receives each segment's own.</summary>
-    void LinearAttentionBackwardState(Tensor q, Tensor dO, Tensor? decay, double scale, Tensor dState, Tensor? segments = null);
+    /// <summary>
+    /// dState = A dFinalState + dM with dM = sum_i scale * exp(G_i) q_i^T dO_i: the gradient of the entering state, without dFinalState as far as it comes from this run's own outputs.
+    /// segments receives each segment's own; with them dState may be null.
+    /// </summary>
+    void LinearAttentionBackwardState(Tensor q, Tensor dO, Tensor? decay, double scale, Tensor? dState, Tensor? segments = null, Tensor? dFinalState = null, PackedRuns? runs = null);
 
     /// <summary>
     /// dq_i = scale * dO_i S_i^T, the states S_i rebuilt from initialState, k and v. segments: as <see cref="LinearAttention"/> left them; they stay as they are, and initialState is not read.
     /// q and paths, both or neither: paths [LinearAttentionPaths(..)] of F32 receives what <see cref="LinearAttentionBackwardKeyValueDecay"/> can use, and dq then starts on 16 bytes.
     /// </summary>
     void LinearAttentionBackwardQuery(
-        Tensor k, Tensor v, Tensor dO, Tensor? decay, Tensor? initialState, double scale, Tensor dq, Tensor? segments = null, Tensor? q = null, Tensor? paths = null);
+        Tensor k, Tensor v, Tensor dO, Tensor? decay, Tensor? initialState, double scale, Tensor dq, Tensor? segments = null, Tensor? q = null, Tensor? paths = null,
+        PackedRuns? runs = null);
 
     /// <summary>
     /// Elements of F32 that <see cref="LinearAttentionBackwardQuery"/> can leave for <see cref="LinearAttentionBackwardKeyValueDecay"/>, so that the decay's gradient needs no passes of its own: as much
@@ -170,7 +179,7 @@ public interface IBackend
     /// dk_i = v_i D_i^T, dv_i = k_i D_i with D_N = dFinalState [B,H,D,E] (null: zero) and D_{i-1} = exp(g) (D_i) + ..., where D_i includes scale q_i^T dO_i of token i itself.
     /// With Hk &lt; H the query heads of a group are summed. segments: as <see cref="LinearAttentionBackwardState"/> left them; they become the gradients of the states that leave.
     /// </summary>
-    void LinearAttentionBackwardKeyValue(Tensor q, Tensor k, Tensor v, Tensor dO, Tensor? decay, Tensor? dFinalState, double scale, Tensor dk, Tensor dv, Tensor? segments = null);
+    void LinearAttentionBackwardKeyValue(Tensor q, Tensor k, Tensor v, Tensor dO, Tensor? decay, Tensor? dFinalState, double scale, Tensor dk, Tensor dv, Tensor? segments = null, PackedRuns? runs = null);
 
     /// <summary>
     /// dDecay, shaped like decay: for every position the sum over the paths that cross it (dg_i = sum_{s&gt;=i} q_s.dq_s^inter + sum_{j&lt;i} k_j.dk_j^inter + &lt;A.P, D&gt; + sum_{j&lt;i&lt;=s} ...),
@@ -178,7 +187,8 @@ public interface IBackend
     /// entering, leaving: segments as <see cref="LinearAttention"/> and <see cref="LinearAttentionBackwardKeyValue"/> left them, both or neither; they stay as they are.
     /// </summary>
     void LinearAttentionBackwardDecay(
-        Tensor q, Tensor k, Tensor v, Tensor dO, Tensor decay, Tensor? initialState, Tensor? dFinalState, double scale, Tensor dDecay, Tensor? entering = null, Tensor? leaving = null);
+        Tensor q, Tensor k, Tensor v, Tensor dO, Tensor decay, Tensor? initialState, Tensor? dFinalState, double scale, Tensor dDecay, Tensor? entering = null, Tensor? leaving = null,
+        PackedRuns? runs = null);
 
     /// <summary>
     /// One step of generation, the run of one token with its state in place: S = exp(g) . S + k^T v, then o = scale * q S. q [B,H,D], k [B,Hk,D], v [B,Hk,E], o [B,H,E]; state [B,H,D,E] of Acc.
@@ -193,10 +203,10 @@ public interface IBackend
     /// </summary>
     void LinearAttentionBackwardKeyValueDecay(
         Tensor q, Tensor k, Tensor v, Tensor dO, Tensor decay, Tensor? initialState, Tensor? dFinalState, double scale, Tensor dk, Tensor dv, Tensor dDecay,
-        Tensor? entering = null, Tensor? leaving = null, Tensor? paths = null)
+        Tensor? entering = null, Tensor? leaving = null, Tensor? paths = null, PackedRuns? runs = null)
     {
-        LinearAttentionBackwardKeyValue(q, k, v, dO, decay, dFinalState, scale, dk, dv, leaving);
-        LinearAttentionBackwardDecay(q, k, v, dO, decay, initialState, dFinalState, scale, dDecay, entering, leaving);
+        LinearAttentionBackwardKeyValue(q, k, v, dO, decay, dFinalState, scale, dk, dv, leaving, runs);
+        LinearAttentionBackwardDecay(q, k, v, dO, decay, initialState, dFinalState, scale, dDecay, entering, leaving, runs);
     }
 
     /// <summary>
@@ -205,10 +215,10 @@ public interface IBackend
     /// </summary>
     void LinearAttentionBackward(
         Tensor q, Tensor k, Tensor v, Tensor dO, Tensor decay, Tensor? initialState, Tensor? dFinalState, double scale, Tensor dq, Tensor dk, Tensor dv, Tensor dDecay,
-        Tensor? entering = null, Tensor? leaving = null)
+        Tensor? entering = null, Tensor? leaving = null, PackedRuns? runs = null)
     {
-        LinearAttentionBackwardQuery(k, v, dO, decay, initialState, scale, dq, entering);
-        LinearAttentionBackwardKeyValueDecay(q, k, v, dO, decay, initialState, dFinalState, scale, dk, dv, dDecay, entering, leaving);
+        LinearAttentionBackwardQuery(k, v, dO, decay, initialState, scale, dq, entering, runs: runs);
+        LinearAttentionBackwardKeyValueDecay(q, k, v, dO, decay, initialState, dFinalState, scale, dk, dv, dDecay, entering, leaving, runs: runs);
     }
 
     /// <summary>

@@ -148,6 +148,7 @@ __device__ __forceinline__ void store_output(const Fragment& out, int tx, int ty
 struct Segment {
     int64 first, tokens;
     int reverse;
+    int64 state;  // which of the pass's states is its own
 
     __device__ __forceinline__ int chunks() const { return (int)((tokens + TILE - 1) / TILE); }
 
@@ -169,7 +170,27 @@ private:
 __device__ __forceinline__ Segment segment_of(int64 index, int64 segment_tokens, int64 tokens, int reverse)
 {
     const int64 first = index * segment_tokens, left = tokens - first;
-    return { first, left < segment_tokens ? left : segment_tokens, reverse };
+    return { first, left < segment_tokens ? left : segment_tokens, reverse, index };
+}
+
+// A segment of packed runs, which lie one after another in one batch row and are cut each by itself (PackedCut of the host).
+struct SegmentRow {
+    int64 first;
+    int tokens, state;  // below zero: none, it enters with zero
+};
+
+// cut null: segments of segment_tokens tokens each.
+__device__ __forceinline__ Segment segment_of(int64 index, int64 segment_tokens, const SegmentRow* cut, int64 tokens, int reverse)
+{
+    if (!cut) return segment_of(index, segment_tokens, tokens, reverse);
+    const SegmentRow row = cut[index];
+    return { row.first, row.tokens, reverse, row.state };
+}
+
+// One head's state of a segment among states [segments, B, H, D, E] of `size` elements each; null where there is none.
+template <typename T> __device__ __forceinline__ T* state_of(T* states, const Segment& segment, int64 batches, int64 batch, int64 heads, int64 head, int64 size)
+{
+    return states && segment.state >= 0 ? states + ((segment.state * batches + batch) * heads + head) * size : nullptr;
 }
 
 #endif

@@ -2,7 +2,7 @@
 // For bf16, one decay for all channels, widths of multiples of 8 up to 128, as many key heads as heads. With D the gradient of the
 // state and tokens from the last to the first (attention_decay.cuh with reverse = 1: the decay acts on what is handed to the next row):
 //     D_r = D_{r-1}, decayed, + scale q_r^T dO_r          dv_r = k_r D_r          dk_r = v_r D_r^T
-// q, k, dk [B, N, H, D]; v, dO, dv [B, N, H, E] bf16; decay none, per head or per token; leaving [segments, B, H, D, E] fp32: the gradient of the state that leaves each segment.
+// q, k, dk [B, N, H, D]; v, dO, dv [B, N, H, E] bf16; decay none, per head or per token; leaving [segments, B, H, D, E] fp32: the gradient of the state that leaves each segment; null: zero.
 // Consumer 0 makes dv, consumer 1 dk. Each holds 64 rows of D in registers as fp32 (with 64 rows consumer 0 holds all), and both read a copy in shared memory, rounded to bf16. For each sub-chunk:
 //     dv = from entry . (k D) + (k q^T, masked and decayed) dO          D = through . D + (q . to exit)^T dO
 //     dk = from entry . (v D^T) + (v dO^T, masked and decayed) q
@@ -102,7 +102,7 @@ template <int D, int E, bool PATHS> struct KeyValueWalk {
 #pragma unroll
             for (int i = 0; i < Sums<E>::COUNT; i += 2) {
                 const int d = consumer() * PANEL + sums_row(i), e = sums_column(i);
-                const float2 pair = d < width && e < value_width ? *(const float2*)(from + (int64)d * value_width + e) : make_float2(0.0f, 0.0f);
+                const float2 pair = from && d < width && e < value_width ? *(const float2*)(from + (int64)d * value_width + e) : make_float2(0.0f, 0.0f);
                 state.at[i] = pair.x, state.at[i + 1] = pair.y;
             }
         }
@@ -335,15 +335,15 @@ template <int D, int E, bool PATHS> struct KeyValueWalk {
 
 template <int D, int E, bool PATHS = false> __device__ __forceinline__ void key_value_segment(
     const element* q, const element* k, const element* v, const element* dO, const float* decay, int kind, int64 tokens, int heads, int width, int value_width, int64 batches,
-    int64 segment_tokens, float scale, const float* leaving, element* dk, element* dv, uint4* states = nullptr, ChunkPaths* sums = nullptr)
+    int64 segment_tokens, const SegmentRow* cut, float scale, const float* leaving, element* dk, element* dv, uint4* states = nullptr, ChunkPaths* sums = nullptr)
 {
     typedef KeyValueWalk<D, E, PATHS> Walk;
     extern __shared__ __align__(1024) unsigned char memory[];
     auto& shared = *(typename Walk::Shared*)memory;
     const int64 head = blockIdx.x % heads, batch = blockIdx.x / heads % batches;
-    const Segment segment = segment_of(blockIdx.x / heads / batches, segment_tokens, tokens, 1);
+    const Segment segment = segment_of(blockIdx.x / heads / batches, segment_tokens, cut, tokens, 1);
     const auto columns = [&](const element* x, int columns) { return head_columns(x, batch, tokens, heads, head, columns, 0); };
-    const float* state = leaving + (int64)blockIdx.x * width * value_width;
+    const float* state = state_of(leaving, segment, batches, batch, heads, head, (int64)width * value_width);
     shared.stages.init(Walk::CONSUMERS);
     if (threadIdx.x < WARPGROUP) {
         give_registers<Walk::SPARE>();

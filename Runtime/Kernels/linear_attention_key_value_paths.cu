@@ -7,9 +7,9 @@
 #define KEY_VALUE_KERNEL(D, E) \
     KERNEL __launch_bounds__(KeyValueWalk<D, E, true>::THREADS_OF_BLOCK, 1) linear_attention_bwd_key_value_paths_##D##_##E( \
         const element* q, const element* k, const element* v, const element* dO, const float* decay, int kind, int64 tokens, int heads, int width, int value_width, int64 batches, \
-        int64 segment_tokens, float scale, const float* leaving, element* dk, element* dv, uint4* states, ChunkPaths* sums) \
+        int64 segment_tokens, const SegmentRow* cut, float scale, const float* leaving, element* dk, element* dv, uint4* states, ChunkPaths* sums) \
     { \
-        key_value_segment<D, E, true>(q, k, v, dO, decay, kind, tokens, heads, width, value_width, batches, segment_tokens, scale, leaving, dk, dv, states, sums); \
+        key_value_segment<D, E, true>(q, k, v, dO, decay, kind, tokens, heads, width, value_width, batches, segment_tokens, cut, scale, leaving, dk, dv, states, sums); \
     }
 
 KEY_VALUE_KERNEL(64, 64)

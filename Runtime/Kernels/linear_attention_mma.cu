@@ -31,7 +31,7 @@ struct StateBlock {
 // One block per (segment, b, h, WIDTH columns of D, SLICE columns of E), the last of these fastest.
 template <int WIDTH, int WARPS, int STAGES> __device__ __forceinline__ void leave_state(
     const element* k, const element* v, const float* decay, int kind, int64 tokens, int heads, int key_heads, int width, int value_width, int64 batches,
-    int64 segment_tokens, int reverse, float scale_factor, float* states)
+    int64 segment_tokens, const SegmentRow* cut, int reverse, float scale_factor, float* states)
 {
     typedef MmaState<WIDTH, WARPS> State;
     typedef StateStage<WIDTH, WARPS, STAGES> Stage;
@@ -46,7 +46,7 @@ template <int WIDTH, int WARPS, int STAGES> __device__ __forceinline__ void leav
         const int head = state % heads, batch = state / heads % (int)batches, key_head = head / (heads / key_heads);
         block = {
             head_columns(k, batch, tokens, key_heads, key_head, width, row), head_columns(v, batch, tokens, key_heads, key_head, value_width, column),
-            head_decay(decay, kind, batch, tokens, heads, head, width), segment_of(state / heads / (int)batches, segment_tokens, tokens, reverse)
+            head_decay(decay, kind, batch, tokens, heads, head, width), segment_of(state / heads / (int)batches, segment_tokens, cut, tokens, reverse)
         };
     }
     __syncthreads();
@@ -75,7 +75,7 @@ template <int WIDTH, int WARPS, int STAGES> __device__ __forceinline__ void leav
         s.advance(stage.k, stage.v, sums, scale_factor, [](const MmaValues&, int) {});
     }
 
-    float* out = states + (int64)state * width * value_width;
+    float* out = state_of(states, block.segment, batches, state / heads % batches, heads, state % heads, (int64)width * value_width);
     s.for_each(width - row, value_width - column, [&](int d, int e, float& x, bool exists) {
         if (exists) out[(int64)(row + d) * value_width + column + e] = x;
     });
@@ -84,9 +84,9 @@ template <int WIDTH, int WARPS, int STAGES> __device__ __forceinline__ void leav
 #define STATE_KERNEL(WIDTH, SLICE) \
     KERNEL __launch_bounds__(2 * SLICE, 256 / SLICE) linear_attention_state_mma_##WIDTH##x##SLICE( \
         const element* k, const element* v, const float* decay, int kind, int64 tokens, int heads, int key_heads, int width, int value_width, int64 batches, \
-        int64 segment_tokens, int reverse, float scale_factor, float* states) \
+        int64 segment_tokens, const SegmentRow* cut, int reverse, float scale_factor, float* states) \
     { \
-        leave_state<WIDTH, SLICE / 16, 3>(k, v, decay, kind, tokens, heads, key_heads, width, value_width, batches, segment_tokens, reverse, scale_factor, states); \
+        leave_state<WIDTH, SLICE / 16, 3>(k, v, decay, kind, tokens, heads, key_heads, width, value_width, batches, segment_tokens, cut, reverse, scale_factor, states); \
     }
 
 STATE_KERNEL(64, 64)
@@ -161,7 +161,7 @@ struct WalkBlock {
     HeadColumns q, k, v;  // of its first head; v from its first column
     HeadDecay g;
     Segment segment;
-    float* states;        // its first head's entering state
+    float* states;        // its first head's entering state; null: zero
     element* out;         // its first column of token 0
     int64 out_stride;     // elements from one token to the next
     int group, turns;     // heads that the block sums; a turn is one chunk of one head
@@ -180,10 +180,10 @@ struct WalkBlock {
 };
 
 // Shared memory: STAGES stages of 128 (2 WIDTH + SLICE) + 256 bytes, 512 bytes a warp, 8 KiB, and with Hk > Hq, which takes a SLICE of 64, 16 KiB more.
-// One block per (segment, b, q head, SLICE columns of E), the last fastest. Entering states lie as [E, D] with transposed = 1; with Hk > Hq they are overwritten.
+// One block per (segment, b, q head, SLICE columns of E), the last fastest. Entering states lie as [E, D] with transposed = 1; null: zero. With Hk > Hq they are there and are overwritten.
 template <int WIDTH, int WARPS, int STAGES> __device__ __forceinline__ void walk(
     const element* q, const element* k, const element* v, const float* decay, int kind, int64 tokens, int q_heads, int k_heads, int width, int value_width, int64 batches,
-    int64 segment_tokens, int reverse, float k_scale, float out_scale, float* entering, int transposed, element* out)
+    int64 segment_tokens, const SegmentRow* cut, int reverse, float k_scale, float out_scale, float* entering, int transposed, element* out)
 {
     typedef MmaState<WIDTH, WARPS> State;
     typedef WalkStage<WIDTH, WARPS, STAGES> Stage;
@@ -201,14 +201,15 @@ template <int WIDTH, int WARPS, int STAGES> __device__ __forceinline__ void walk
         const int q_head = unit % q_heads, batch = unit / q_heads % (int)batches, index = unit / q_heads / (int)batches;
         const int heads = q_heads > k_heads ? q_heads : k_heads, group = GROUPS && k_heads > q_heads ? k_heads / q_heads : 1;
         const int head = q_head * group, k_head = head / (heads / k_heads);
-        const int64 state = ((int64)index * batches + batch) * heads + head;
-        const Segment segment = segment_of(index, segment_tokens, tokens, reverse);
-        block = {
-            head_columns(q, batch, tokens, q_heads, q_head, width, 0), head_columns(k, batch, tokens, k_heads, k_head, width, 0),
-            head_columns(v, batch, tokens, k_heads, k_head, value_width, column), head_decay(decay, kind, batch, tokens, heads, head, width), segment,
-            entering + state * width * value_width, out + ((batch * tokens * q_heads + q_head) * value_width + column), (int64)q_heads * value_width,
-            group, segment.chunks() * group, packs_fit(value_width, out)
-        };
+        block.segment = segment_of(index, segment_tokens, cut, tokens, reverse);
+        block.states = state_of(entering, block.segment, batches, batch, heads, head, (int64)width * value_width);
+        block.group = group, block.turns = block.segment.chunks() * group;
+        block.q = head_columns(q, batch, tokens, q_heads, q_head, width, 0);
+        block.k = head_columns(k, batch, tokens, k_heads, k_head, width, 0);
+        block.v = head_columns(v, batch, tokens, k_heads, k_head, value_width, column);
+        block.g = head_decay(decay, kind, batch, tokens, heads, head, width);
+        block.out = out + ((batch * tokens * q_heads + q_head) * value_width + column), block.out_stride = (int64)q_heads * value_width;
+        block.out_packs = packs_fit(value_width, out);
     }
     __syncthreads();
 
@@ -219,7 +220,10 @@ template <int WIDTH, int WARPS, int STAGES> __device__ __forceinline__ void walk
         const int column = value_width - block.v.columns, d_stride = transposed ? 1 : value_width, e_stride = transposed ? width : 1;
         s.for_each(width, block.v.columns, [&](int d, int e, float& x, bool exists) { body(state + d * d_stride + (column + e) * e_stride, x, exists); });
     };
-    const auto enter = [&](int member) { exchange(member, [](float* at, float& x, bool exists) { x = exists ? *at : 0.0f; }); };
+    const auto enter = [&](int member) {
+        const bool any = block.states;
+        exchange(member, [any](float* at, float& x, bool exists) { x = exists && any ? *at : 0.0f; });
+    };
     const unsigned tables = base + STAGES * Stage::BYTES + 2 * warp_id() * MmaDecay::BYTES;
     MmaDecay sums = { tables, tables + MmaDecay::BYTES, 0.0f };
     if (STAGES > 1) block.fill_stage<BLOCK_THREADS>(Stage(base, 0), 0, width, value_width);
@@ -258,9 +262,9 @@ template <int WIDTH, int WARPS, int STAGES> __device__ __forceinline__ void walk
 #define WALK_KERNEL(WIDTH, SLICE, STAGES, RESIDENT) \
     KERNEL __launch_bounds__(2 * SLICE, RESIDENT) linear_attention_walk_mma_##WIDTH##x##SLICE( \
         const element* q, const element* k, const element* v, const float* decay, int kind, int64 tokens, int q_heads, int k_heads, int width, int value_width, int64 batches, \
-        int64 segment_tokens, int reverse, float k_scale, float out_scale, float* entering, int transposed, element* out) \
+        int64 segment_tokens, const SegmentRow* cut, int reverse, float k_scale, float out_scale, float* entering, int transposed, element* out) \
     { \
-        walk<WIDTH, SLICE / 16, STAGES>(q, k, v, decay, kind, tokens, q_heads, k_heads, width, value_width, batches, segment_tokens, reverse, k_scale, out_scale, entering, transposed, out); \
+        walk<WIDTH, SLICE / 16, STAGES>(q, k, v, decay, kind, tokens, q_heads, k_heads, width, value_width, batches, segment_tokens, cut, reverse, k_scale, out_scale, entering, transposed, out); \
     }
 
 WALK_KERNEL(64, 64, 2, 4)

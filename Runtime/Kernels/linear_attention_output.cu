@@ -8,7 +8,7 @@
 // and, S being transposed, its columns in dq and dk ("values": the channels are those of the output).
 // q [B, N, Hq, D]; k [B, N, Hk, D]; v [B, N, Hk, E]; out [B, N, Hq, E]; one of Hq, Hk divides the other, and there are H = max(Hq, Hk)
 // states and decays. With Hk > Hq (dk, dv of grouped queries) an output sums the walks of its Hk / Hq heads in their order.
-// entering [segments, B, H, D, E] fp32, or [.., E, D] when transposed = 1, holds the state that enters each segment (in processing order); with Hk > Hq it is overwritten.
+// entering [segments, B, H, D, E] fp32, or [.., E, D] when transposed = 1, holds the state that enters each segment (in processing order); null: zero. With Hk > Hq it is there and is overwritten.
 // A shared decay is for fp32 tensors here; bf16 ones have linear_attention_mma.cu and linear_attention_output_wgmma.cu.
 // Sub-chunks of 64 tokens: the intra part is masked (q k^T) v, the inter part reads the state; fp32 throughout, fixed order.
 // Launch: 256 threads; one block per (segment, b, q head, 64 columns of E), the last fastest; shared memory TILES tiles and a state slice,
@@ -19,12 +19,13 @@
 // A state [D, E] in memory, as it is or transposed, [E, D]; its slices have TILE columns, of which `columns` exist.
 __device__ __forceinline__ int state_place(int d, int e, int width, int value_width, int transposed) { return transposed ? e * width + d : d * value_width + e; }
 
+// from null: zero.
 __device__ __forceinline__ void load_state(const float* from, int width, int value_width, int transposed, int columns, float* slice)
 {
 #pragma unroll 1
     for (int i = threadIdx.x; i < (width + TILE - 1) / TILE * TILE * TILE; i += THREADS) {
         const int d = i / TILE, e = i % TILE;
-        slice[d * PITCH + e] = d < width && e < columns ? from[state_place(d, e, width, value_width, transposed)] : 0.0f;
+        slice[d * PITCH + e] = from && d < width && e < columns ? from[state_place(d, e, width, value_width, transposed)] : 0.0f;
     }
 }
 
@@ -259,7 +260,7 @@ struct ValueDecayWalk {
 
 template <typename Walk> __device__ __forceinline__ void walk_segment(
     const element* q, const element* k, const element* v, const float* decay, int kind, int64 tokens, int q_heads, int k_heads, int width, int value_width, int64 batches,
-    int64 segment_tokens, int reverse, float k_scale, float out_scale, float* entering, int transposed, element* out)
+    int64 segment_tokens, const SegmentRow* cut, int reverse, float k_scale, float out_scale, float* entering, int transposed, element* out)
 {
     extern __shared__ __align__(16) float shared[];
     float* slice = shared + Walk::TILES * TILE_FLOATS;
@@ -268,14 +269,15 @@ template <typename Walk> __device__ __forceinline__ void walk_segment(
     const int columns = value_width - column < TILE ? value_width - column : TILE;
     const int64 unit = blockIdx.x / slices;  // (segment, b, q head)
     const int64 q_head = unit % q_heads, batch = unit / q_heads % batches, index = unit / q_heads / batches;
-    const Segment segment = segment_of(index, segment_tokens, tokens, reverse);
+    const Segment segment = segment_of(index, segment_tokens, Walk::PER_CHANNEL ? nullptr : cut, tokens, reverse);
 
     const int heads = q_heads > k_heads ? q_heads : k_heads;
     const int group = k_heads > q_heads ? k_heads / q_heads : 1;             // heads summed by this block
     const int64 first_head = k_heads > q_heads ? q_head * group : q_head;    // of the states and decays
     const int64 shared_by = q_heads > k_heads ? q_heads / k_heads : 1;       // query heads that read one key head
     const int64 size = (int64)width * value_width;
-    float* states = entering + ((index * batches + batch) * heads + first_head) * size + state_place(0, column, width, value_width, transposed);
+    float* states = state_of(entering, segment, batches, batch, heads, first_head, size);
+    if (states) states += state_place(0, column, width, value_width, transposed);
     element* to = out + (batch * tokens * q_heads + q_head) * value_width + column;
 
 #pragma unroll 1
@@ -304,22 +306,22 @@ template <typename Walk> __device__ __forceinline__ void walk_segment(
 #if LASP_ELEMENT_F32
 KERNEL __launch_bounds__(THREADS, 2) linear_attention_output(
     const element* q, const element* k, const element* v, const float* decay, int kind, int64 tokens, int q_heads, int k_heads, int width, int value_width, int64 batches,
-    int64 segment_tokens, int reverse, float k_scale, float out_scale, float* entering, int transposed, element* out)
+    int64 segment_tokens, const SegmentRow* cut, int reverse, float k_scale, float out_scale, float* entering, int transposed, element* out)
 {
-    walk_segment<SharedDecayWalk>(q, k, v, decay, kind, tokens, q_heads, k_heads, width, value_width, batches, segment_tokens, reverse, k_scale, out_scale, entering, transposed, out);
+    walk_segment<SharedDecayWalk>(q, k, v, decay, kind, tokens, q_heads, k_heads, width, value_width, batches, segment_tokens, cut, reverse, k_scale, out_scale, entering, transposed, out);
 }
 #endif
 
 KERNEL __launch_bounds__(THREADS, 2) linear_attention_output_decayed_keys(
     const element* q, const element* k, const element* v, const float* decay, int kind, int64 tokens, int q_heads, int k_heads, int width, int value_width, int64 batches,
-    int64 segment_tokens, int reverse, float k_scale, float out_scale, float* entering, int transposed, element* out)
+    int64 segment_tokens, const SegmentRow* cut, int reverse, float k_scale, float out_scale, float* entering, int transposed, element* out)
 {
-    walk_segment<KeyDecayWalk>(q, k, v, decay, kind, tokens, q_heads, k_heads, width, value_width, batches, segment_tokens, reverse, k_scale, out_scale, entering, transposed, out);
+    walk_segment<KeyDecayWalk>(q, k, v, decay, kind, tokens, q_heads, k_heads, width, value_width, batches, segment_tokens, cut, reverse, k_scale, out_scale, entering, transposed, out);
 }
 
 KERNEL __launch_bounds__(THREADS, 2) linear_attention_output_decayed_values(
     const element* q, const element* k, const element* v, const float* decay, int kind, int64 tokens, int q_heads, int k_heads, int width, int value_width, int64 batches,
-    int64 segment_tokens, int reverse, float k_scale, float out_scale, float* entering, int transposed, element* out)
+    int64 segment_tokens, const SegmentRow* cut, int reverse, float k_scale, float out_scale, float* entering, int transposed, element* out)
 {
-    walk_segment<ValueDecayWalk>(q, k, v, decay, kind, tokens, q_heads, k_heads, width, value_width, batches, segment_tokens, reverse, k_scale, out_scale, entering, transposed, out);
+    walk_segment<ValueDecayWalk>(q, k, v, decay, kind, tokens, q_heads, k_heads, width, value_width, batches, segment_tokens, cut, reverse, k_scale, out_scale, entering, transposed, out);
 }

@@ -8,9 +8,9 @@
 #define OUTPUT_KERNEL(D, E) \
     KERNEL __launch_bounds__(OutputWalk<D, E, false>::THREADS_OF_BLOCK, OutputWalk<D, E, false>::BLOCKS) linear_attention_output_##D##_##E( \
         const element* q, const element* k, const element* v, const float* decay, int kind, int64 tokens, int q_heads, int k_heads, int width, int value_width, int64 batches, \
-        int64 segment_tokens, int reverse, float k_scale, float out_scale, const float* entering, int transposed, element* out) \
+        int64 segment_tokens, const SegmentRow* cut, int reverse, float k_scale, float out_scale, const float* entering, int transposed, element* out) \
     { \
-        walk_segment<D, E>(q, k, v, decay, kind, tokens, q_heads, k_heads, width, value_width, batches, segment_tokens, reverse, k_scale, out_scale, entering, transposed, out); \
+        walk_segment<D, E>(q, k, v, decay, kind, tokens, q_heads, k_heads, width, value_width, batches, segment_tokens, cut, reverse, k_scale, out_scale, entering, transposed, out); \
     }
 
 OUTPUT_KERNEL(64, 64)

@@ -10,7 +10,7 @@
         const element* dO, const element* v, const element* k, const float* decay, int kind, int64 tokens, int heads, int width, int value_width, int64 batches, int64 segment_tokens, \
         float scale, const float* entering, element* dq, const element* q, uint4* states, ChunkPaths* sums) \
     { \
-        walk_segment<D, E, true>(dO, v, k, decay, kind, tokens, heads, heads, width, value_width, batches, segment_tokens, 0, 1.0f, scale, entering, 1, dq, q, states, sums); \
+        walk_segment<D, E, true>(dO, v, k, decay, kind, tokens, heads, heads, width, value_width, batches, segment_tokens, nullptr, 0, 1.0f, scale, entering, 1, dq, q, states, sums); \
     }
 
 OUTPUT_KERNEL(64, 64)

@@ -9,7 +9,7 @@
 
 template <bool PER_CHANNEL> __device__ __forceinline__ void segment_state(
     const element* k, const element* v, const float* decay, int kind, int64 tokens, int heads, int key_heads, int width, int value_width, int64 batches,
-    int64 segment_tokens, int reverse, float scale_factor, float* states)
+    int64 segment_tokens, const SegmentRow* cut, int reverse, float scale_factor, float* states)
 {
     __shared__ __align__(16) float k_tile[TILE_FLOATS], v_tile[TILE_FLOATS];
     __shared__ ChunkDecay shared_decay;
@@ -19,7 +19,7 @@ template <bool PER_CHANNEL> __device__ __forceinline__ void segment_state(
     const int column = blockIdx.x % slices * TILE, row = blockIdx.x / slices % slabs * TILE;
     const int64 state = blockIdx.x / (slices * slabs);  // (segment, b, h)
     const int64 head = state % heads, batch = state / heads % batches;
-    const Segment segment = segment_of(state / heads / batches, segment_tokens, tokens, reverse);
+    const Segment segment = segment_of(state / heads / batches, segment_tokens, cut, tokens, reverse);
     const int64 key_head = head / (heads / key_heads);
     const HeadColumns k_columns = head_columns(k, batch, tokens, key_heads, key_head, width, row);
     const HeadColumns v_columns = head_columns(v, batch, tokens, key_heads, key_head, value_width, column);
@@ -42,7 +42,7 @@ template <bool PER_CHANNEL> __device__ __forceinline__ void segment_state(
         __syncthreads();
     }
 
-    float* out = states + state * width * value_width;
+    float* out = state_of(states, segment, batches, batch, heads, head, (int64)width * value_width);
 #pragma unroll
     for (int i = 0; i < 4; ++i)
 #pragma unroll
@@ -56,31 +56,31 @@ template <bool PER_CHANNEL> __device__ __forceinline__ void segment_state(
 // bf16 has faster ones (linear_attention_mma.cu, linear_attention_state_wgmma.cu), whose weighted operands are rounded; this one is for the gradients of decays.
 KERNEL __launch_bounds__(THREADS) linear_attention_state(
     const element* k, const element* v, const float* decay, int kind, int64 tokens, int heads, int key_heads, int width, int value_width, int64 batches,
-    int64 segment_tokens, int reverse, float scale_factor, float* states)
+    int64 segment_tokens, const SegmentRow* cut, int reverse, float scale_factor, float* states)
 {
-    segment_state<false>(k, v, decay, kind, tokens, heads, key_heads, width, value_width, batches, segment_tokens, reverse, scale_factor, states);
+    segment_state<false>(k, v, decay, kind, tokens, heads, key_heads, width, value_width, batches, segment_tokens, cut, reverse, scale_factor, states);
 }
 
 KERNEL __launch_bounds__(THREADS) linear_attention_state_per_channel(
     const element* k, const element* v, const float* decay, int kind, int64 tokens, int heads, int key_heads, int width, int value_width, int64 batches,
-    int64 segment_tokens, int reverse, float scale_factor, float* states)
+    int64 segment_tokens, const SegmentRow* cut, int reverse, float scale_factor, float* states)
 {
-    segment_state<true>(k, v, decay, kind, tokens, heads, key_heads, width, value_width, batches, segment_tokens, reverse, scale_factor, states);
+    segment_state<true>(k, v, decay, kind, tokens, heads, key_heads, width, value_width, batches, segment_tokens, cut, reverse, scale_factor, states);
 }
 
 // factors[segment, b, h] = A of a segment = exp(sum of its log decays [B, N, H]), summed in fp64; channels is 1. Launch: one block of 256 threads per factor.
 KERNEL __launch_bounds__(THREADS) linear_attention_segment_decay_per_token(
-    const float* decay, int64 tokens, int64 batches, int heads, int, int64, int64 segment_tokens, float* factors)
+    const float* decay, int64 tokens, int64 batches, int heads, int, int64, int64 segment_tokens, const SegmentRow* cut, float* factors)
 {
     __shared__ double scratch[THREADS / WARP];
-    const int64 state = blockIdx.x;  // (segment, b, h)
-    const HeadDecay g = head_decay(decay, DECAY_PER_TOKEN, state / heads % batches, tokens, heads, state % heads, 1);
-    const Segment segment = segment_of(state / heads / batches, segment_tokens, tokens, 0);
+    const int64 state = blockIdx.x, head = state % heads, batch = state / heads % batches;  // (segment, b, h)
+    const HeadDecay g = head_decay(decay, DECAY_PER_TOKEN, batch, tokens, heads, head, 1);
+    const Segment segment = segment_of(state / heads / batches, segment_tokens, cut, tokens, 0);
     double sum = 0.0;
 #pragma unroll 8
     for (int64 t = threadIdx.x; t < segment.tokens; t += THREADS) sum += g.at(segment.first + t, 0);
     sum = block_reduce(sum, 0.0, scratch, Sum());
-    if (threadIdx.x == 0) factors[state] = (float)exp(sum);
+    if (threadIdx.x == 0) factors[(segment.state * batches + batch) * heads + head] = (float)exp(sum);
 }
 
 // factors[segment, b, h, channel] = A of a segment = exp(sum of its log decays [B, N, H, channels]), summed in fp64. Launch: one thread per factor.
@@ -121,48 +121,63 @@ template <int COUNT> struct EdgeScan {
         else *to = at[0];
     }
 
-    // `size` floats from one segment's states to the next; A of segment s is through(s).
-    template <typename Through> static __device__ __forceinline__ void run(
-        const float* states, int64 size, Through through, const float* initial, int64 segments, int reverse, float* entering, float* final)
+    // `step` floats from one segment's states to the next that is processed; its A is through(its place).
+    template <typename Through> static __device__ __forceinline__ void run(const float* states, int64 step, Through through, const float* initial, int segments, float* entering, float* final)
     {
         EdgeScan p = {}, m[AHEAD] = {};
-        float a[AHEAD] = {};
         if (initial) p.read(initial);
-        for (int64 done = 0; done < segments; done += AHEAD) {
+#pragma unroll 1
+        for (int done = 0; done < segments; done += AHEAD) {
+#pragma unroll
+            for (int i = 0; i < AHEAD; ++i)
+                if (states && done + i < segments) m[i].read(states + i * step);
 #pragma unroll
             for (int i = 0; i < AHEAD; ++i) {
-                const int64 place = done + i, s = reverse ? segments - 1 - place : place;
-                if (place < segments) a[i] = through(s);
-                if (states && place < segments) m[i].read(states + s * size);
-            }
+                if (done + i >= segments) continue;
+                if (entering) p.write(entering + i * step);
+                const float a = through(done + i);
 #pragma unroll
-            for (int i = 0; i < AHEAD; ++i) {
-                const int64 place = done + i, s = reverse ? segments - 1 - place : place;
-                if (place >= segments) continue;
-                if (entering) p.write(entering + s * size);
-#pragma unroll
-                for (int j = 0; j < COUNT; ++j) p.at[j] = fmaf(a[i], p.at[j], m[i].at[j]);
+                for (int j = 0; j < COUNT; ++j) p.at[j] = fmaf(a, p.at[j], m[i].at[j]);
             }
+            if (states) states += AHEAD * step;
+            if (entering) entering += AHEAD * step;
         }
         if (final) p.write(final);
     }
 };
 
+// Packed runs, which lie one after another in one batch row: where the states of a run's segments begin, and how it is cut (PackedCut of the host).
+struct RunRow {
+    int64 state, index;  // of its first segment among the states; its own among initial and final
+    int64 tokens, segment_tokens;
+};
+
 // P = initial (null: zero); for each segment in processing order: entering[segment] = P, P = fma(A, P, M); final = P.
 // A comes from factors [segments, B, H, channels], channels 1 or D; where these are null from decay [H], and without that too it is 1.
 // states and entering [segments, B, H, D, E], which may be the same; initial and final [B, H, D, E].
+// With packed (rows of `batches` runs): states and entering [segments, H, D, E], factors [segments, H, channels], initial and final [runs, H, D, E].
 // Null are allowed: entering, final; states with one segment and no final. Launch: one thread per 4 elements of a state (b, h, d, e).
-KERNEL linear_attention_enter(
+KERNEL __launch_bounds__(THREADS, 3) linear_attention_enter(
     const float* states, const float* factors, const float* decay, const float* initial, int64 tokens, int64 batches, int heads, int width, int value_width, int channels,
-    int64 segments, int64 segment_tokens, int reverse, float* entering, float* final)
+    int64 segment_tokens, const RunRow* packed, int reverse, float* entering, float* final)
 {
-    const int64 size = (int64)width * value_width, count = batches * heads * size, factor_count = batches * heads * channels;
+    const int64 size = (int64)width * value_width, count = batches * heads * size;
     const auto from = [](auto* x, int64 offset) { return x ? x + offset : nullptr; };
     const auto scan = [&](int64 i, auto edges) {
-        const int64 state = i / size, factor = state * channels + (channels > 1 ? i % size / value_width : 0);
-        const double log_decay = !factors && decay ? decay[state % heads] : 0.0;
-        const auto through = [&](int64 s) { return factors ? factors[s * factor_count + factor] : expf((float)(log_decay * segment_of(s, segment_tokens, tokens, 0).tokens)); };
-        decltype(edges)::run(from(states, i), count, through, from(initial, i), segments, reverse, from(entering, i), from(final, i));
+        const int64 batch = i / (heads * size), head = i / size % heads, in_run = i - batch * heads * size, channel = channels > 1 ? i % size / value_width : 0;
+        const RunRow run = packed ? packed[batch] : RunRow{ 0, batch, tokens, segment_tokens };
+        const int64 beside = packed ? 1 : batches, step = beside * heads * size;              // runs whose states of one segment lie beside each other
+        const int64 first = packed ? run.state * step + in_run : i, edge = run.index * heads * size + in_run;
+        const int64 factor_step = beside * heads * channels, factor = packed ? run.state * factor_step + head * channels + channel : (batch * heads + head) * channels + channel;
+        const double log_decay = !factors && decay ? decay[head] : 0.0;
+        const int segments = run.tokens == 0 ? 0 : (int)((run.tokens + run.segment_tokens - 1) / run.segment_tokens), entry = reverse ? segments - 1 : 0, turn = reverse ? -1 : 1;
+        const float whole = expf((float)(log_decay * run.segment_tokens)), rest = expf((float)(log_decay * (run.tokens - (segments - 1) * run.segment_tokens)));
+        const auto through = [&](int place) {
+            const int s = entry + turn * place;
+            return factors ? factors[s * factor_step + factor] : s == segments - 1 ? rest : whole;
+        };
+        const int64 start = first + entry * step;
+        decltype(edges)::run(from(states, start), turn * step, through, from(initial, edge), segments, from(entering, start), from(final, edge));
     };
     const int64 first = 4 * global_thread();
     if (first >= count) return;

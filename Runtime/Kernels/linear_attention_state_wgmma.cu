@@ -58,13 +58,13 @@ template <int D, int E> struct StatePass {
 
 template <int D, int E> __device__ __forceinline__ void segment_state(
     const element* k, const element* v, const float* decay, int kind, int64 tokens, int heads, int key_heads, int width, int value_width, int64 batches,
-    int64 segment_tokens, int reverse, float scale_factor, float* states)
+    int64 segment_tokens, const SegmentRow* cut, int reverse, float scale_factor, float* states)
 {
     typedef StatePass<D, E> Pass;
     extern __shared__ __align__(1024) unsigned char memory[];
     auto& shared = *(typename Pass::Shared*)memory;
     const int64 state = blockIdx.x, head = state % heads, batch = state / heads % batches, key_head = head / (heads / key_heads);
-    const Segment segment = segment_of(state / heads / batches, segment_tokens, tokens, reverse);
+    const Segment segment = segment_of(state / heads / batches, segment_tokens, cut, tokens, reverse);
     shared.stages.init(Pass::CONSUMERS);
     if (threadIdx.x < WARPGROUP) {
         const HeadColumns k_columns = head_columns(k, batch, tokens, key_heads, key_head, width, 0), v_columns = head_columns(v, batch, tokens, key_heads, key_head, value_width, 0);
@@ -72,7 +72,7 @@ template <int D, int E> __device__ __forceinline__ void segment_state(
     } else {
         Sums<E> sum = {};
         Pass::consume(segment.chunks(), shared, sum);
-        float* out = states + state * width * value_width;
+        float* out = state_of(states, segment, batches, batch, heads, head, (int64)width * value_width);
 #pragma unroll
         for (int i = 0; i < Sums<E>::COUNT; i += 2) {
             const int d = consumer() * PANEL + sums_row(i), e = sums_column(i);
@@ -84,9 +84,9 @@ template <int D, int E> __device__ __forceinline__ void segment_state(
 #define STATE_KERNEL(D, E) \
     KERNEL __launch_bounds__(StatePass<D, E>::THREADS_OF_BLOCK, StatePass<D, E>::BLOCKS) linear_attention_state_##D##_##E( \
         const element* k, const element* v, const float* decay, int kind, int64 tokens, int heads, int key_heads, int width, int value_width, int64 batches, \
-        int64 segment_tokens, int reverse, float scale_factor, float* states) \
+        int64 segment_tokens, const SegmentRow* cut, int reverse, float scale_factor, float* states) \
     { \
-        segment_state<D, E>(k, v, decay, kind, tokens, heads, key_heads, width, value_width, batches, segment_tokens, reverse, scale_factor, states); \
+        segment_state<D, E>(k, v, decay, kind, tokens, heads, key_heads, width, value_width, batches, segment_tokens, cut, reverse, scale_factor, states); \
     }
 
 STATE_KERNEL(64, 64)

@@ -1,7 +1,7 @@
 // The walk of linear_attention_output.cu on Hopper's tensor cores, for bf16, one decay for all channels, widths of multiples of 8 up to 128, at least as many q heads as key heads:
 //     S_i = exp(g) . S_{i-1} + k_scale k_i^T v_i          out_i = out_scale q_i S_i          with q, k, v, S_0 and reverse as there (o; dq; dk and dv of ungrouped heads)
 // q [B, N, Hq, D]; k [B, N, Hk, D]; v [B, N, Hk, E]; out [B, N, Hq, E] bf16; decay and entering fp32.
-// entering [segments, B, Hq, D, E], or [.., E, D] when transposed = 1: the state that enters each segment.
+// entering [segments, B, Hq, D, E], or [.., E, D] when transposed = 1: the state that enters each segment; null: zero.
 // Consumer w holds columns 64 w to 64 w + 63 of the state, transposed, in registers, as fp32. For each sub-chunk, with weights from attention_panels.cuh:
 //     P^T = k q^T, masked and decayed         shared by the consumers through memory, as bf16, in two panels by turns
 //     out^T = (S^T q^T) . from entry + v^T P^T,          S^T = through . S^T + (v . to exit)^T k          S^T as the left operand is rounded to bf16, the carry is not
@@ -12,17 +12,18 @@
 
 #if LASP_ELEMENT_BF16 && __CUDA_ARCH_FEAT_SM90_ALL
 
-// A consumer's share of a state in memory: row r of its sums is column 64 consumer + r of the state.
+// A consumer's share of a state in memory (null: zero): row r of its sums is column 64 consumer + r of the state.
 template <int D> __device__ __forceinline__ void load_columns(const float* from, int width, int value_width, int transposed, Sums<D>& state)
 {
     const int64 row_step = transposed ? 1 : value_width, column_step = transposed ? width : 1;
     const int d = sums_column(0), e = consumer() * PANEL + sums_row(0);
+    const bool any = from;
     from += d * row_step + e * column_step;
 #pragma unroll
     for (int block = 0; block < D / 8; ++block, from += 8 * row_step)
 #pragma unroll
         for (int i = 0; i < 4; ++i)
-            state.at[4 * block + i] = d + 8 * block + i % 2 < width && e + i / 2 * 8 < value_width ? from[i % 2 * row_step + i / 2 * 8 * column_step] : 0.0f;
+            state.at[4 * block + i] = any && d + 8 * block + i % 2 < width && e + i / 2 * 8 < value_width ? from[i % 2 * row_step + i / 2 * 8 * column_step] : 0.0f;
 }
 
 // Decays P^T (rows: tokens j; columns: tokens i from first_column on), zero where j > i, and leaves it in a panel as bf16.
@@ -185,14 +186,14 @@ template <int D, int E, bool PATHS> struct OutputWalk {
 
 template <int D, int E, bool PATHS = false> __device__ __forceinline__ void walk_segment(
     const element* q, const element* k, const element* v, const float* decay, int kind, int64 tokens, int q_heads, int k_heads, int width, int value_width, int64 batches,
-    int64 segment_tokens, int reverse, float k_scale, float out_scale, const float* entering, int transposed, element* out, const element* own_q = nullptr, uint4* states = nullptr,
+    int64 segment_tokens, const SegmentRow* cut, int reverse, float k_scale, float out_scale, const float* entering, int transposed, element* out, const element* own_q = nullptr, uint4* states = nullptr,
     ChunkPaths* sums = nullptr)
 {
     typedef OutputWalk<D, E, PATHS> Walk;
     extern __shared__ __align__(1024) unsigned char memory[];
     auto& shared = *(typename Walk::Shared*)memory;
     const int64 head = blockIdx.x % q_heads, batch = blockIdx.x / q_heads % batches, k_head = head / (q_heads / k_heads);
-    const Segment segment = segment_of(blockIdx.x / q_heads / batches, segment_tokens, tokens, reverse);
+    const Segment segment = segment_of(blockIdx.x / q_heads / batches, segment_tokens, cut, tokens, reverse);
     shared.stages.init(Walk::CONSUMERS);
     if (threadIdx.x < WARPGROUP) {
         if constexpr (Walk::REGISTERS > 0) give_registers<Walk::SPARE>();
@@ -203,7 +204,7 @@ template <int D, int E, bool PATHS = false> __device__ __forceinline__ void walk
     } else {
         if constexpr (Walk::REGISTERS > 0) take_registers<Walk::REGISTERS>();
         Sums<D> state;
-        load_columns(entering + (int64)blockIdx.x * width * value_width, width, value_width, transposed, state);
+        load_columns(state_of(entering, segment, batches, batch, q_heads, head, (int64)width * value_width), width, value_width, transposed, state);
         Walk::consume(head_columns(out, batch, tokens, q_heads, head, value_width, 0), segment, k_scale * out_scale, { states, sums, (int)(batches * q_heads), (int)(batch * q_heads + head) }, shared, state);
     }
 }

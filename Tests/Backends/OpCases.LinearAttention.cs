@@ -9,16 +9,20 @@ public static partial class OpCases
     /// <param name="Decay">Nats per token of the fastest head (the others halve it); 0: none. Per token and per channel it is the most.</param>
     /// <param name="Uneven">Most tokens hardly decay, a few forget all: sums of the decay are large where their differences are small.</param>
     /// <param name="MixedSeed">Above 0: decays of every strength from none to <paramref name="Decay"/> beside each other, drawn from this seed.</param>
-    /// <param name="States">Whether an initial state and a gradient of the final state are given.</param>
+    /// <param name="States">Whether an initial state and a gradient of the final state are given, and what leaves at either end is asked for.</param>
     /// <param name="Together">Whether all gradients are asked for in one call.</param>
+    /// <param name="Documents">Boundaries of packed documents, each with states of its own; null: none.</param>
     private sealed record AttentionShape(
-        int N, int D, int E, int B = 1, int H = 2, int Hk = 2, double Decay = 0, bool States = false, DecayKind Kind = DecayKind.Head, bool Uneven = false, int MixedSeed = 0, bool Together = false)
+        int N, int D, int E, int B = 1, int H = 2, int Hk = 2, double Decay = 0, bool States = false, DecayKind Kind = DecayKind.Head, bool Uneven = false, int MixedSeed = 0, bool Together = false,
+        long[]? Documents = null)
     {
-        public string Name => $"linear attention N={N} D={D} E={E} B={B} H={H} Hk={Hk} {(Uneven ? "uneven " : MixedSeed > 0 ? "mixed " : "")}decay={Decay}{KindName}{(States ? " with states" : "")}{(Together ? " together" : "")}";
+        public string Name => $"linear attention N={N} D={D} E={E} B={B} H={H} Hk={Hk} {(Uneven ? "uneven " : MixedSeed > 0 ? "mixed " : "")}decay={Decay}{KindName}{(States ? " with states" : "")}{(Together ? " together" : "")}{(Documents is null ? "" : $" in {Documents.Length - 1} documents")}";
 
         private string KindName => Kind switch { DecayKind.Token => " per token", DecayKind.Channel => " per channel", _ => "" };
 
         public double[]? Decays => MixedSeed > 0 ? TestData.MixedDecays(Kind, B, N, H, D, Decay, MixedSeed) : Decay > 0 ? TestData.Decays(Kind, B, N, H, D, Decay, power: Uneven ? 5 : 1) : null;
+
+        public Shape StateShape => [Documents is null ? B : Documents.Length - 1, H, D, E];
 
         public Shape DecayShape => Kind switch { DecayKind.Token => [B, N, H], DecayKind.Channel => [B, N, H, D], _ => [H] };
     }
@@ -67,6 +71,24 @@ public static partial class OpCases
         new(300, 72, 104, B: 2, Decay: 20, States: true, Kind: DecayKind.Channel, Uneven: true, Together: true),
         new(300, 128, 128, H: 1, Hk: 1, Decay: 20, States: true, Kind: DecayKind.Channel),
         new(300, 64, 64, H: 4, Hk: 2, Decay: 0.05, Kind: DecayKind.Token, Together: true),
+        .. Packed,
+    ];
+
+    /// <summary>Packed documents: of one token, of a sub-chunk more or less, and long enough to be cut, beside each other.</summary>
+    private static IEnumerable<AttentionShape> Packed =>
+    [
+        new(300, 16, 16, Decay: 0.1, Documents: [0, 1, 2, 66, 130, 193, 300]),
+        new(300, 16, 24, H: 4, Hk: 2, Decay: 0.1, States: true, Documents: [0, 64, 65, 300]),
+        new(300, 5, 7, Decay: 0.1, States: true, Kind: DecayKind.Token, Documents: [0, 100, 300]),
+        new(200, 16, 16, Decay: 0.1, States: true, Kind: DecayKind.Channel, Documents: [0, 60, 61, 200]),
+        new(200, 64, 64, H: 1, Hk: 1, Documents: [0, 60, 61, 200]),
+        new(2600, 16, 16, Decay: 0.02, Documents: [0, 10, 1700, 1701, 2600]),
+        new(2600, 16, 16, Hk: 1, Decay: 0.02, Kind: DecayKind.Token, Documents: [0, 10, 1700, 1701, 2600]),
+        new(2600, 64, 64, Decay: 0.02, Documents: [0, 10, 1700, 1701, 2600]),
+        new(2600, 64, 64, Decay: 0.02, States: true, Kind: DecayKind.Token, Documents: [0, 10, 1700, 1701, 2600]),
+        new(2600, 128, 128, Decay: 0.02, States: true, Documents: [0, 10, 1700, 1701, 2600]),
+        new(2600, 128, 64, Decay: 0.02, Kind: DecayKind.Token, Documents: [0, 1690, 2589, 2600]),
+        new(2600, 64, 128, Hk: 1, States: true, Documents: [0, 1690, 2589, 2600]),
     ];
 
     /// <summary>Lengths around the sub-chunks of every backend, with decays that hardly matter, that matter, and that leave nothing of the token before.</summary>
@@ -109,7 +131,7 @@ public static partial class OpCases
     {
         bool decayed = s.Decay > 0;
         double scale = 1 / Math.Sqrt(s.D);
-        Shape state = [s.B, s.H, s.D, s.E];
+        Shape state = s.StateShape;
         (Shape q, Shape k) = ([s.B, s.N, s.H, s.D], [s.B, s.N, s.Hk, s.D]);
         (Shape o, Shape v) = ([s.B, s.N, s.H, s.E], [s.B, s.N, s.Hk, s.E]);
         return new OpCase
@@ -119,7 +141,7 @@ public static partial class OpCases
                 T("q", q, TestData.Heads(s.B * s.N, s.H, s.D, 1)), T("k", k, TestData.Heads(s.B * s.N, s.Hk, s.D, 2)), T("v", v, TestData.Heads(s.B * s.N, s.Hk, s.E, 3)),
                 T("dO", o, TestData.Heads(s.B * s.N, s.H, s.E, 4)),
                 .. decayed ? (Operand[])[Acc("decay", s.DecayShape, s.Decays), Acc("dDecay", s.DecayShape)] : [],
-                .. s.States ? (Operand[])[Acc("initial", state, TestData.Normal(state.Count, 5)), Acc("dFinal", state, TestData.Normal(state.Count, 6))] : [],
+                .. s.States ? (Operand[])[Acc("initial", state, TestData.Normal(state.Count, 5)), Acc("dFinal", state, TestData.Normal(state.Count, 6)), Acc("final", state), Acc("dInitial", state)] : [],
                 T("o", o), Acc("M", state), Acc("dM", state), T("dq", q), T("dk", k), T("dv", v),
             ],
             Call = (backend, t) =>
@@ -127,9 +149,15 @@ public static partial class OpCases
                 Tensor? decay = decayed ? t("decay") : null;
                 Tensor? initial = s.States ? t("initial") : null;
                 Tensor? dFinal = s.States ? t("dFinal") : null;
-                backend.LinearAttentionState(t("k"), t("v"), decay, t("M"));
-                backend.LinearAttention(t("q"), t("k"), t("v"), decay, initial, scale, t("o"));
-                backend.LinearAttentionBackwardState(t("q"), t("dO"), decay, scale, t("dM"));
+                using PackedRuns? runs = s.Documents is null ? null : new PackedRuns(s.Documents);
+                backend.LinearAttentionState(t("k"), t("v"), decay, t("M"), runs: runs);
+                backend.LinearAttention(t("q"), t("k"), t("v"), decay, initial, scale, t("o"), runs: runs);
+                backend.LinearAttentionBackwardState(t("q"), t("dO"), decay, scale, t("dM"), runs: runs);
+                if (s.States)
+                {
+                    backend.LinearAttentionState(t("k"), t("v"), decay, t("final"), initialState: initial, runs: runs);
+                    backend.LinearAttentionBackwardState(t("q"), t("dO"), decay, scale, t("dInitial"), dFinalState: dFinal, runs: runs);
+                }
                 if (s.Together)
                 {
                     backend.LinearAttentionBackward(t("q"), t("k"), t("v"), t("dO"), decay!, initial, dFinal, scale, t("dq"), t("dk"), t("dv"), t("dDecay"));
@@ -137,23 +165,20 @@ public static partial class OpCases
                 }
                 if (s.States && decayed && s.Kind != DecayKind.Head)
                 {
-                    long count = backend.LinearAttentionPaths(t("q"), t("k"), t("v"), t("dO"), decay!);
+                    long count = runs is null ? backend.LinearAttentionPaths(t("q"), t("k"), t("v"), t("dO"), decay!) : 0;
                     using Tensor? paths = count > 0 ? Tensor.Empty([count], DType.F32, t("q").Device) : null;
                     if (paths is not null) backend.Fill(double.NaN, paths);
-                    backend.LinearAttentionBackwardQuery(t("k"), t("v"), t("dO"), decay, initial, scale, t("dq"), segments: null, paths is null ? null : t("q"), paths);
-                    backend.LinearAttentionBackwardKeyValueDecay(t("q"), t("k"), t("v"), t("dO"), decay!, initial, dFinal, scale, t("dk"), t("dv"), t("dDecay"), paths: paths);
+                    backend.LinearAttentionBackwardQuery(t("k"), t("v"), t("dO"), decay, initial, scale, t("dq"), segments: null, paths is null ? null : t("q"), paths, runs);
+                    backend.LinearAttentionBackwardKeyValueDecay(
+                        t("q"), t("k"), t("v"), t("dO"), decay!, initial, dFinal, scale, t("dk"), t("dv"), t("dDecay"), paths: paths, runs: runs);
                     return;
                 }
-                backend.LinearAttentionBackwardQuery(t("k"), t("v"), t("dO"), decay, initial, scale, t("dq"));
-                backend.LinearAttentionBackwardKeyValue(t("q"), t("k"), t("v"), t("dO"), decay, dFinal, scale, t("dk"), t("dv"));
-                if (decayed) backend.LinearAttentionBackwardDecay(t("q"), t("k"), t("v"), t("dO"), decay!, initial, dFinal, scale, t("dDecay"));
+                backend.LinearAttentionBackwardQuery(t("k"), t("v"), t("dO"), decay, initial, scale, t("dq"), runs: runs);
+                backend.LinearAttentionBackwardKeyValue(t("q"), t("k"), t("v"), t("dO"), decay, dFinal, scale, t("dk"), t("dv"), runs: runs);
+                if (decayed) backend.LinearAttentionBackwardDecay(t("q"), t("k"), t("v"), t("dO"), decay!, initial, dFinal, scale, t("dDecay"), runs: runs);
             },
             Oracle = values => AttentionResults(s, Problem(s, values), values),
-            NaiveBf16 = values =>
-            {
-                NaiveBf16Attention.Results r = new NaiveBf16Attention(Problem(s, values)).Run(values("dO"), s.States ? values("dFinal") : null);
-                return Results(("o", r.Output), ("M", r.State), ("dM", r.BackwardState), ("dq", r.Query), ("dk", r.Key), ("dv", r.Value), ("dDecay", r.Decay));
-            },
+            NaiveBf16 = values => NaiveResults(s, values),
         };
     }
 
@@ -164,8 +189,47 @@ public static partial class OpCases
         V = values("v"),
         Decay = s.Decay > 0 ? values("decay") : null,
         InitialState = s.States ? values("initial") : null,
+        CuSeqlens = s.Documents,
         Scale = 1 / Math.Sqrt(s.D),
     };
+
+    /// <summary>Documents one by one. What leaves a run at either end errs as the sums over its tokens do: the state that it was given is fp32.</summary>
+    private static Dictionary<string, double[]> NaiveResults(AttentionShape s, Func<string, double[]> values)
+    {
+        if (s.Documents is { } bounds)
+        {
+            Dictionary<string, double[]>[] parts = [.. bounds.SkipLast(1).Select((start, i) => NaiveResults(s with { N = (int)(bounds[i + 1] - start), Documents = null }, name => OfDocument(s, name, values(name), i)))];
+            return parts[0].Keys.ToDictionary(
+                name => name, name => name == "dDecay" && s.Kind == DecayKind.Head ? [.. Enumerable.Range(0, s.H).Select(h => parts.Sum(p => p[name][h]))] : parts.SelectMany(p => p[name]).ToArray());
+        }
+        LinearAttentionOracle problem = Problem(s, values);
+        NaiveBf16Attention.Results r = new NaiveBf16Attention(problem).Run(values("dO"), s.States ? values("dFinal") : null);
+        Dictionary<string, double[]> results = Results(("o", r.Output), ("M", r.State), ("dM", r.BackwardState), ("dq", r.Query), ("dk", r.Key), ("dv", r.Value), ("dDecay", r.Decay));
+        if (!s.States) return results;
+        double[] through = Through(s, values);
+        double[] Passed(string name) => [.. values(name).Select((x, i) => x * through[i / (s.D * s.E) * through.Length / (s.B * s.H) + (through.Length == s.B * s.H ? 0 : i / s.E % s.D)])];
+        results["final"] = [.. r.State.Zip(Passed("initial"), (m, x) => m + x)];
+        results["dInitial"] = [.. r.BackwardState.Zip(Passed("dFinal"), (m, x) => m + x)];
+        return results;
+    }
+
+    /// <summary>The decay over a run's tokens, [B, H], or [B, H, D] per channel.</summary>
+    private static double[] Through(AttentionShape s, Func<string, double[]> values)
+    {
+        if (s.Decay == 0 || s.Kind == DecayKind.Head) return [.. Enumerable.Range(0, s.B * s.H).Select(i => s.Decay == 0 ? 1 : Math.Exp(s.N * values("decay")[i % s.H]))];
+        int row = s.H * (s.Kind == DecayKind.Channel ? s.D : 1);
+        double[] decay = values("decay");
+        return [.. Enumerable.Range(0, s.B * row).Select(i => Math.Exp(Enumerable.Range(0, s.N).Sum(n => decay[((i / row * s.N) + n) * row + i % row])))];
+    }
+
+    /// <summary>A document's part of an operand: its tokens, or its row of states; a decay per head is everybody's.</summary>
+    private static double[] OfDocument(AttentionShape s, string name, double[] values, int document)
+    {
+        if (name == "decay" && s.Kind == DecayKind.Head) return values;
+        if (name is "initial" or "dFinal") return values[(document * s.H * s.D * s.E)..((document + 1) * s.H * s.D * s.E)];
+        int width = values.Length / s.N;
+        return values[((int)s.Documents![document] * width)..((int)s.Documents[document + 1] * width)];
+    }
 
     /// <summary>M is the final state from a zero initial one; dM the gradient of an initial state when the final one has none.</summary>
     private static Dictionary<string, double[]> AttentionResults(AttentionShape s, LinearAttentionOracle problem, Func<string, double[]> values)
@@ -179,6 +243,7 @@ public static partial class OpCases
             ("dk", g.Key),
             ("dv", g.Value));
         if (s.Decay > 0) results["dDecay"] = g.Decay;
+        if (s.States) (results["final"], results["dInitial"]) = (problem.Forward().FinalState, g.InitialState);
         return results;
     }
 

@@ -32,6 +32,7 @@ public static partial class OpCases
         "linear attention N=64 D=64 E=64 B=1 H=2 Hk=2 decay=0.05 per token",
         "linear attention N=64 D=64 E=64 B=1 H=2 Hk=2 decay=0.05 per channel",
         "linear attention N=65 D=33 E=17 B=2 H=3 Hk=1 decay=1 per channel with states",
+        "linear attention N=300 D=16 E=24 B=1 H=4 Hk=2 decay=0.1 with states in 3 documents",
         "left product C=65 M=130 D=5 E=7 B=2 H=4 Hk=2 weights=PerChannel",
         "left product C=130 M=65 D=128 E=96 B=1 H=2 Hk=2 weights=PerChannel",
         "softmax attention causal C=65 M=65 D=64 E=64 B=1 H=4 Hk=2",

@@ -13,21 +13,33 @@ internal sealed unsafe partial class CpuBackend
     /// <summary>One: heads run in parallel, and each is walked whole, so segments passed by a caller are neither read nor written.</summary>
     public long LinearAttentionSegments(long batches, long tokens, long heads, long keyWidth, long valueWidth) => 1;
 
-    public void LinearAttentionState(Tensor k, Tensor v, Tensor? decay, Tensor state, Tensor? segments = null)
+    public void LinearAttentionState(Tensor k, Tensor v, Tensor? decay, Tensor? state, Tensor? segments = null, Tensor? initialState = null, PackedRuns? runs = null)
     {
+        if (state is null) return;
+        if (runs is not null)
+        {
+            RunByRun.State(this, runs, k, v, decay, state, initialState);
+            return;
+        }
         AttentionExtents extents = AttentionExtents.Of(k, v, state);
         RequireAttention(extents, decay, state, k, v);
+        if (initialState is not null) RequireAttention(extents, decay, initialState, k, v);
         ForEach(extents.Batches * extents.Heads, task =>
         {
             (long batch, long head) = Math.DivRem(task, extents.Heads);
-            if (k.DType == DType.F64) State<double, double>(extents, batch, head, k, v, decay, state);
-            else if (k.DType == DType.F32) State<float, float>(extents, batch, head, k, v, decay, state);
-            else State<BF16, float>(extents, batch, head, k, v, decay, state);
+            if (k.DType == DType.F64) State<double, double>(extents, batch, head, k, v, decay, initialState, state);
+            else if (k.DType == DType.F32) State<float, float>(extents, batch, head, k, v, decay, initialState, state);
+            else State<BF16, float>(extents, batch, head, k, v, decay, initialState, state);
         });
     }
 
-    public void LinearAttention(Tensor q, Tensor k, Tensor v, Tensor? decay, Tensor? initialState, double scale, Tensor o, Tensor? segments = null)
+    public void LinearAttention(Tensor q, Tensor k, Tensor v, Tensor? decay, Tensor? initialState, double scale, Tensor o, Tensor? segments = null, PackedRuns? runs = null)
     {
+        if (runs is not null)
+        {
+            RunByRun.Output(this, runs, q, k, v, decay, initialState, scale, o);
+            return;
+        }
         AttentionExtents extents = AttentionExtents.Of(q, k, v, o);
         RequireAttention(extents, decay, initialState, q, k, v, o);
         ForEach(extents.Batches * extents.Heads, task =>
@@ -39,7 +51,7 @@ internal sealed unsafe partial class CpuBackend
         });
     }
 
-    private static void State<T, A>(AttentionExtents extents, long batch, long head, Tensor k, Tensor v, Tensor? decay, Tensor state, Tensor? segments = null)
+    private static void State<T, A>(AttentionExtents extents, long batch, long head, Tensor k, Tensor v, Tensor? decay, Tensor? initialState, Tensor state)
         where T : unmanaged where A : unmanaged, IBinaryFloatingPointIeee754<A>
     {
         int d = extents.KeyWidth, e = extents.ValueWidth;
@@ -49,7 +61,7 @@ internal sealed unsafe partial class CpuBackend
         A* keys = scratch.Take<A>(length * (long)d), values = scratch.Take<A>(length * (long)e);
         HeadRows<T> keyRows = HeadRows<T>.Of(k, batch, extents.KeyHead(head)), valueRows = HeadRows<T>.Of(v, batch, extents.KeyHead(head));
         A* s = (A*)state.Pointer + (((batch * extents.Heads) + head) * d * e);
-        new Span<A>(s, d * e).Clear();
+        LoadState(initialState, (batch * extents.Heads) + head, d * e, s);
         for (long start = 0; start < extents.Tokens; start += length)
         {
             int count = (int)Math.Min(length, extents.Tokens - start);
@@ -60,7 +72,7 @@ internal sealed unsafe partial class CpuBackend
         }
     }
 
-    private static void Output<T, A>(AttentionExtents extents, long batch, long head, Tensor q, Tensor k, Tensor v, Tensor? decay, Tensor? initialState, double scale, Tensor o, Tensor? segments = null)
+    private static void Output<T, A>(AttentionExtents extents, long batch, long head, Tensor q, Tensor k, Tensor v, Tensor? decay, Tensor? initialState, double scale, Tensor o)
         where T : unmanaged where A : unmanaged, IBinaryFloatingPointIeee754<A>
     {
         int d = extents.KeyWidth, e = extents.ValueWidth;

@@ -10,22 +10,35 @@ namespace LaspNative.Runtime.Cpu;
 /// </summary>
 internal sealed unsafe partial class CpuBackend
 {
-    public void LinearAttentionBackwardState(Tensor q, Tensor dO, Tensor? decay, double scale, Tensor dState, Tensor? segments = null)
+    public void LinearAttentionBackwardState(Tensor q, Tensor dO, Tensor? decay, double scale, Tensor? dState, Tensor? segments = null, Tensor? dFinalState = null, PackedRuns? runs = null)
     {
+        if (dState is null) return;
+        if (runs is not null)
+        {
+            RunByRun.BackwardState(this, runs, q, dO, decay, scale, dState, dFinalState);
+            return;
+        }
         AttentionExtents extents = AttentionExtents.Of(q, q, dO, dO);
         RequireAttention(extents, decay, dState, q, dO);
+        if (dFinalState is not null) RequireAttention(extents, decay, dFinalState, q, dO);
         ForEach(extents.Batches * extents.Heads, task =>
         {
             (long batch, long head) = Math.DivRem(task, extents.Heads);
-            if (q.DType == DType.F64) BackwardState<double, double>(extents, batch, head, q, dO, decay, scale, dState);
-            else if (q.DType == DType.F32) BackwardState<float, float>(extents, batch, head, q, dO, decay, scale, dState);
-            else BackwardState<BF16, float>(extents, batch, head, q, dO, decay, scale, dState);
+            if (q.DType == DType.F64) BackwardState<double, double>(extents, batch, head, q, dO, decay, dFinalState, scale, dState);
+            else if (q.DType == DType.F32) BackwardState<float, float>(extents, batch, head, q, dO, decay, dFinalState, scale, dState);
+            else BackwardState<BF16, float>(extents, batch, head, q, dO, decay, dFinalState, scale, dState);
         });
     }
 
     public void LinearAttentionBackwardQuery(
-        Tensor k, Tensor v, Tensor dO, Tensor? decay, Tensor? initialState, double scale, Tensor dq, Tensor? segments = null, Tensor? q = null, Tensor? paths = null)
+        Tensor k, Tensor v, Tensor dO, Tensor? decay, Tensor? initialState, double scale, Tensor dq, Tensor? segments = null, Tensor? q = null, Tensor? paths = null,
+        PackedRuns? runs = null)
     {
+        if (runs is not null)
+        {
+            RunByRun.BackwardQuery(this, runs, k, v, dO, decay, initialState, scale, dq);
+            return;
+        }
         AttentionExtents extents = AttentionExtents.Of(dq, k, v, dO);
         RequireAttention(extents, decay, initialState, k, v, dO, dq);
         ForEach(extents.Batches * extents.Heads, task =>
@@ -37,8 +50,13 @@ internal sealed unsafe partial class CpuBackend
         });
     }
 
-    public void LinearAttentionBackwardKeyValue(Tensor q, Tensor k, Tensor v, Tensor dO, Tensor? decay, Tensor? dFinalState, double scale, Tensor dk, Tensor dv, Tensor? segments = null)
+    public void LinearAttentionBackwardKeyValue(Tensor q, Tensor k, Tensor v, Tensor dO, Tensor? decay, Tensor? dFinalState, double scale, Tensor dk, Tensor dv, Tensor? segments = null, PackedRuns? runs = null)
     {
+        if (runs is not null)
+        {
+            RunByRun.BackwardKeyValue(this, runs, q, k, v, dO, decay, dFinalState, scale, dk, dv);
+            return;
+        }
         AttentionExtents extents = AttentionExtents.Of(q, k, v, dO);
         RequireAttention(extents, decay, dFinalState, q, k, v, dO, dk, dv);
         RequireSameCount(k, dk);
@@ -52,7 +70,7 @@ internal sealed unsafe partial class CpuBackend
         });
     }
 
-    private static void BackwardState<T, A>(AttentionExtents extents, long batch, long head, Tensor q, Tensor dO, Tensor? decay, double scale, Tensor dState, Tensor? segments = null)
+    private static void BackwardState<T, A>(AttentionExtents extents, long batch, long head, Tensor q, Tensor dO, Tensor? decay, Tensor? dFinalState, double scale, Tensor dState)
         where T : unmanaged where A : unmanaged, IBinaryFloatingPointIeee754<A>
     {
         int d = extents.KeyWidth, e = extents.ValueWidth;
@@ -62,7 +80,7 @@ internal sealed unsafe partial class CpuBackend
         A* queries = scratch.Take<A>(length * (long)d), gradients = scratch.Take<A>(length * (long)e);
         HeadRows<T> queryRows = HeadRows<T>.Of(q, batch, head), gradientRows = HeadRows<T>.Of(dO, batch, head);
         A* s = (A*)dState.Pointer + (((batch * extents.Heads) + head) * d * e);
-        new Span<A>(s, d * e).Clear();
+        LoadState(dFinalState, (batch * extents.Heads) + head, d * e, s);
         for (long start = chunk.LastStart(extents.Tokens); start >= 0; start -= length)
         {
             int count = (int)Math.Min(length, extents.Tokens - start);
@@ -73,7 +91,7 @@ internal sealed unsafe partial class CpuBackend
         }
     }
 
-    private static void BackwardQuery<T, A>(AttentionExtents extents, long batch, long head, Tensor k, Tensor v, Tensor dO, Tensor? decay, Tensor? initialState, double scale, Tensor dq, Tensor? segments = null)
+    private static void BackwardQuery<T, A>(AttentionExtents extents, long batch, long head, Tensor k, Tensor v, Tensor dO, Tensor? decay, Tensor? initialState, double scale, Tensor dq)
         where T : unmanaged where A : unmanaged, IBinaryFloatingPointIeee754<A>
     {
         int d = extents.KeyWidth, e = extents.ValueWidth;
@@ -105,7 +123,7 @@ internal sealed unsafe partial class CpuBackend
 
     /// <summary>The query heads of a group add to their key head's rows in order; each carries a state of its own.</summary>
     private static void BackwardKeyValue<T, A>(
-        AttentionExtents extents, long batch, long keyHead, Tensor q, Tensor k, Tensor v, Tensor dO, Tensor? decay, Tensor? dFinalState, double scale, Tensor dk, Tensor dv, Tensor? segments = null)
+        AttentionExtents extents, long batch, long keyHead, Tensor q, Tensor k, Tensor v, Tensor dO, Tensor? decay, Tensor? dFinalState, double scale, Tensor dk, Tensor dv)
         where T : unmanaged where A : unmanaged, IBinaryFloatingPointIeee754<A>
     {
         int d = extents.KeyWidth, e = extents.ValueWidth, group = extents.Group;

@@ -12,8 +12,14 @@ namespace LaspNative.Runtime.Cpu;
 internal sealed unsafe partial class CpuBackend
 {
     public void LinearAttentionBackwardDecay(
-        Tensor q, Tensor k, Tensor v, Tensor dO, Tensor decay, Tensor? initialState, Tensor? dFinalState, double scale, Tensor dDecay, Tensor? entering = null, Tensor? leaving = null)
+        Tensor q, Tensor k, Tensor v, Tensor dO, Tensor decay, Tensor? initialState, Tensor? dFinalState, double scale, Tensor dDecay, Tensor? entering = null, Tensor? leaving = null,
+        PackedRuns? runs = null)
     {
+        if (runs is not null)
+        {
+            RunByRun.BackwardDecay(this, runs, q, k, v, dO, decay, initialState, dFinalState, scale, dDecay);
+            return;
+        }
         AttentionExtents extents = AttentionExtents.Of(q, k, v, dO);
         RequireAttention(extents, decay, initialState, q, k, v, dO);
         RequireAttention(extents, dDecay, dFinalState, q);

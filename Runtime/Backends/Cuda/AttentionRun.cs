@@ -12,17 +12,31 @@ internal readonly record struct AttentionRun(long Batches, long Tokens, long Hea
 
     public const long MaxWidth = 256;
 
-    /// <summary>A shorter segment would cost more in states than it gains.</summary>
-    private const long ShortestSegment = 256;
+    /// <summary>More segments are more states: they must gain this much.</summary>
+    public const double WorthIt = 0.97;
 
-    /// <summary>Of the multiprocessors' time: a cut that uses this much is good enough, and fewer segments mean fewer states.</summary>
-    private const double GoodUse = 0.94;
+    private const long SegmentsPerMultiprocessor = 4;
 
     /// <summary>Tokens of a segment, a multiple of 64. Segments run side by side, each entered with its own state.</summary>
     public long SegmentTokens { get; init; }
 
+    /// <summary>Several packed runs, which are cut each by itself.</summary>
+    public PackedCut? Packed { get; init; }
+
     /// <summary>0 for a run without tokens.</summary>
-    public long Segments => Tokens == 0 ? 0 : (Tokens + SegmentTokens - 1) / SegmentTokens;
+    public long Segments => Packed is not null ? Packed.Segments : Tokens == 0 ? 0 : (Tokens + SegmentTokens - 1) / SegmentTokens;
+
+    /// <summary>Segments that have a state; they are the first.</summary>
+    public long States => Packed is not null ? Packed.States : Segments;
+
+    /// <summary>Whether a segment is entered with what another leaves.</summary>
+    public bool IsCut => Packed is not null ? Packed.IsCut : Segments > 1;
+
+    /// <summary>Runs with initial and final states: batch rows, or packed ones.</summary>
+    public long Runs => Packed is not null ? Packed.Documents : Batches;
+
+    /// <summary>Elements of an initial or final state.</summary>
+    public long EdgeElements => Runs * Heads * KeyWidth * ValueWidth;
 
     /// <summary>States that hold what the segments leave: one each, and room for the decays over them, D per head (none for one segment, which needs none).</summary>
     public long StoredSegments => Segments <= 1 ? Segments : Segments + ((Segments + ValueWidth - 1) / ValueWidth);
@@ -45,13 +59,14 @@ internal readonly record struct AttentionRun(long Batches, long Tokens, long Hea
         return run.Checked();
     }
 
-    /// <summary>Reads k [B,N,Hk,D] and v [B,N,Hk,E] where nothing has the shape of q; H comes from the state [B,H,D,E].</summary>
-    public static AttentionRun OfState(Tensor k, Tensor v, Tensor state)
+    /// <summary>Reads k [B,N,Hk,D] and v [B,N,Hk,E] where nothing has the shape of q; H comes from the state [B,H,D,E], of packed runs [runs,H,D,E], or else from the segments [..,H,D,E].</summary>
+    public static AttentionRun OfState(Tensor k, Tensor v, Tensor? state, Tensor? segments, PackedRuns? runs)
     {
-        if (k.Shape.Rank != 4 || v.Shape.Rank != 4 || state.Shape.Rank != 4) throw Mismatch(k, v, state);
-        var run = new AttentionRun(k.Shape[0], k.Shape[1], state.Shape[1], k.Shape[2], k.Shape[3], v.Shape[3]);
-        bool fits = v.Shape == [run.Batches, run.Tokens, run.KeyHeads, run.ValueWidth] && state.Shape == [run.Batches, run.Heads, run.KeyWidth, run.ValueWidth];
-        if (!fits || run.KeyHeads < 1 || run.Heads % run.KeyHeads != 0) throw Mismatch(k, v, state);
+        Tensor states = state ?? segments ?? throw new LaspException("the state of a run of linear attention needs a place: state, segments or both");
+        if (k.Shape.Rank != 4 || v.Shape.Rank != 4 || states.Shape.Rank < 4) throw Mismatch(k, v, states);
+        var run = new AttentionRun(k.Shape[0], k.Shape[1], states.Shape[states.Shape.Rank - 3], k.Shape[2], k.Shape[3], v.Shape[3]);
+        bool fits = v.Shape == [run.Batches, run.Tokens, run.KeyHeads, run.ValueWidth] && (state is null || state.Shape == [runs?.Count ?? run.Batches, run.Heads, run.KeyWidth, run.ValueWidth]);
+        if (!fits || run.KeyHeads < 1 || run.Heads % run.KeyHeads != 0) throw Mismatch(k, v, states);
         return run.Checked();
     }
 
@@ -62,17 +77,29 @@ internal readonly record struct AttentionRun(long Batches, long Tokens, long Hea
         return this with { SegmentTokens = Slices(Tokens) * Tile };
     }
 
-    /// <summary>Cut so that the heads' segments, one block each, fill the multiprocessors in whole waves; segments stay long enough to pay.</summary>
+    /// <summary>
+    /// Cut so that the heads' segments, one block each, fill the multiprocessors in whole waves, at the least cost in steps of one sub-chunk. A run that is not cut is one walk per pass; a cut one is
+    /// preceded by a pass for the segments' states and one that puts them in order.
+    /// </summary>
     public AttentionRun CutFor(int multiprocessors)
     {
-        long heads = Math.Max(1, Batches * Heads), most = Math.Clamp(Tokens / ShortestSegment, 1, Math.Max(1, 4 * multiprocessors / heads));
-        long best = 1;
-        for (long segments = 1; segments <= most && Use(best) < GoodUse; segments++)
-            if (Use(segments) > Use(best)) best = segments;
+        long chunks = Slices(Tokens), heads = Math.Max(1, Batches * Heads), best = 1;
+        double least = Cost(false, chunks * Waves(heads), 0);
+        for (long segments = 2; segments <= Math.Min(chunks, SegmentsPerMultiprocessor * multiprocessors / heads); segments++)
+        {
+            double cost = Cost(true, (chunks + segments - 1) / segments * Waves(heads * segments), heads * segments);
+            if (cost < WorthIt * least) (best, least) = (segments, cost);
+        }
         return this with { SegmentTokens = Slices((Tokens + best - 1) / best) * Tile };
 
-        double Use(long segments) => (double)(heads * segments) / ((heads * segments + multiprocessors - 1) / multiprocessors * multiprocessors);
+        long Waves(long blocks) => (blocks + multiprocessors - 1) / multiprocessors;
     }
+
+    /// <summary>
+    /// What all passes of a call cost, forward and backward, in the time that a cut run takes for one sub-chunk, as measured on an H200: the sub-chunks that follow one another, and if anything is cut the
+    /// passes that find the segments' states and put them in order.
+    /// </summary>
+    public static double Cost(bool isCut, double chunks, long states) => isCut ? chunks + 4 + (states / 64.0) : 0.8 * chunks;
 
     private static LaspException Mismatch(Tensor a, Tensor b, Tensor c) =>
         new($"linear attention takes q [B,N,H,D], k [B,N,Hk,D], v [B,N,Hk,E] and states [B,H,D,E] with H a multiple of Hk; got {a.Shape}, {b.Shape}, {c.Shape}");

@@ -45,17 +45,28 @@ internal sealed partial class CudaBackend
     public long LinearAttentionSegments(long batches, long tokens, long heads, long keyWidth, long valueWidth) =>
         Cut(new AttentionRun(batches, tokens, heads, heads, keyWidth, valueWidth)).StoredSegments;
 
-    public void LinearAttentionState(Tensor k, Tensor v, Tensor? decay, Tensor state, Tensor? segments = null)
+    public void LinearAttentionState(Tensor k, Tensor v, Tensor? decay, Tensor? state, Tensor? segments = null, Tensor? initialState = null, PackedRuns? runs = null)
     {
-        AttentionRun run = Cut(AttentionRun.OfState(k, v, state));
+        if (IsRunByRun(runs, decay))
+        {
+            RunByRun.State(this, runs!, k, v, decay, state!, initialState);
+            return;
+        }
+        AttentionRun run = Cut(AttentionRun.OfState(k, v, state, segments, runs), runs, everyState: true);
         RequireAttention(run, decay, state, k, v);
+        RequireAttention(run, decay, initialState, k);
         var pass = new AttentionPass(run, k.DType, AttentionDecay.Of(decay, run), Reverse: false);
-        RunState(pass, AttentionOperand.Of(k), AttentionOperand.Of(v), 1, state, segments);
+        RunState(pass, AttentionOperand.Of(k), AttentionOperand.Of(v), 1, initialState, state, segments);
     }
 
-    public void LinearAttention(Tensor q, Tensor k, Tensor v, Tensor? decay, Tensor? initialState, double scale, Tensor o, Tensor? segments = null)
+    public void LinearAttention(Tensor q, Tensor k, Tensor v, Tensor? decay, Tensor? initialState, double scale, Tensor o, Tensor? segments = null, PackedRuns? runs = null)
     {
-        AttentionRun run = Cut(AttentionRun.Of(q, k, v));
+        if (IsRunByRun(runs, decay))
+        {
+            RunByRun.Output(this, runs!, q, k, v, decay, initialState, scale, o);
+            return;
+        }
+        AttentionRun run = Cut(AttentionRun.Of(q, k, v), runs, everyState: initialState is not null);
         RequireAttention(run, decay, initialState, q, k, v, o);
         RequireOutput(o, run, run.Heads, run.ValueWidth);
         var pass = new AttentionPass(run, q.DType, AttentionDecay.Of(decay, run), Reverse: false);
@@ -68,37 +79,46 @@ internal sealed partial class CudaBackend
         Output(pass, AttentionOperand.Of(q), AttentionOperand.Of(k), AttentionOperand.Of(v), 1, scale, entering.Pointer, transposed: false, o, channelsAreValues: false);
     }
 
-    /// <summary>A multiprocessor holds one block of the warpgroup kernels, two of the others.</summary>
-    private AttentionRun Cut(AttentionRun run) =>
-        run.CutFor(_device.MultiprocessorCount * (FitsWarpgroups(run.KeyWidth) && FitsWarpgroups(run.ValueWidth) ? 1 : 2));
+    private AttentionRun Cut(AttentionRun run, PackedRuns? runs = null, bool everyState = false)
+    {
+        // A multiprocessor holds one block of the warpgroup kernels, two of the others.
+        int blocks = _device.MultiprocessorCount * (FitsWarpgroups(run.KeyWidth) && FitsWarpgroups(run.ValueWidth) ? 1 : 2);
+        if (runs is null) return run.CutFor(blocks);
+        if (run.Batches != 1 || run.Tokens != runs.Tokens) throw new LaspException($"packed runs of {runs.Tokens} tokens lie in one row, got {run.Batches} of {run.Tokens} tokens");
+        return run with { Packed = PackedCut.Of(runs, run.Heads, blocks, everyState, _device) };
+    }
 
-    /// <summary>The state that the whole run leaves, entered with zero, and each segment's own where the caller keeps them.</summary>
-    private void RunState(AttentionPass pass, AttentionOperand k, AttentionOperand v, double scale, Tensor state, Tensor? segments)
+    /// <summary>The kernels of a decay per channel take packed runs one at a time.</summary>
+    private static bool IsRunByRun(PackedRuns? runs, Tensor? decay) => runs is not null && decay is { Shape.Rank: 4 };
+
+    /// <summary>The state that the whole run leaves, entered with <paramref name="initial"/> (null: zero), and each segment's own where the caller keeps them.</summary>
+    private void RunState(AttentionPass pass, AttentionOperand k, AttentionOperand v, double scale, Tensor? initial, Tensor? state, Tensor? segments)
     {
         if (RunsOnChannelKernels(pass, DecayKind.PerChannel, k.Pointer, v.Pointer))
         {
-            RunChannelState(pass, k, v, scale, state, segments);
+            RunChannelState(pass, k, v, scale, initial, state, segments);
             return;
         }
-        AttentionScratch scratch = Scratch(pass, states: segments is null ? 1 : 0);
+        AttentionScratch scratch = Scratch(pass, states: segments is null ? 1 : 0, decays: initial is not null);
         nint states = segments is null ? scratch.States(0) : SegmentPointer(pass.Run, segments);
         SegmentStates(pass, k, v, scale, states);
-        Scan(pass, states, scratch.Factors, null, 0, state.Pointer);
+        if (state is not null) Scan(pass, states, scratch.Factors, initial, 0, state.Pointer);
     }
 
     /// <summary>States at the edges of the segments, and room for as many more.</summary>
     private readonly record struct EdgeStates(nint Pointer, nint Spare);
 
     /// <summary>
-    /// The states that enter the segments, in processing order: from the segments' own states, which the caller has, or which are made here (one segment needs none).
+    /// The states that enter the segments, in processing order: from the segments' own states, which the caller has, or which are made here (a run that is not cut needs none).
     /// They replace the caller's.
     /// </summary>
     private EdgeStates Enter(AttentionPass pass, AttentionOperand k, AttentionOperand v, double scale, Tensor? initial, Tensor? segments, bool spare = false)
     {
+        if (!pass.Run.IsCut && segments is null && !spare && PointerOrNull(initial) % 16 == 0) return new EdgeStates(PointerOrNull(initial), 0);
         int own = segments is null ? 1 : 0;
         AttentionScratch scratch = Scratch(pass, states: own + (spare ? 1 : 0));
         nint states = segments is null ? scratch.States(0) : SegmentPointer(pass.Run, segments);
-        bool alone = pass.Run.Segments <= 1;
+        bool alone = !pass.Run.IsCut;
         if (segments is null && !alone) SegmentStates(pass, k, v, scale, states);
         Scan(pass, alone ? 0 : states, scratch.Factors, initial, states, 0);
         return new EdgeStates(states, scratch.States(own));
@@ -112,21 +132,28 @@ internal sealed partial class CudaBackend
         return segments.Pointer;
     }
 
-    /// <summary>Takes the workspace: so many arrays of states, the segments' factors, filled, and <paramref name="more"/> bytes.</summary>
-    private AttentionScratch Scratch(AttentionPass pass, int states, long more = 0)
+    /// <summary>Takes the workspace: so many arrays of states, the segments' factors, filled, and <paramref name="more"/> bytes. <paramref name="decays"/>: the factors also of a run that is not cut.</summary>
+    private AttentionScratch Scratch(AttentionPass pass, int states, long more = 0, bool decays = false)
     {
         AttentionRun run = pass.Run;
-        bool perToken = pass.Decay.Kind == DecayKind.PerToken, stored = run.Segments > 1 && (perToken || pass.PerChannel);
-        long channels = pass.Decay.Channels(run), factorCount = stored ? run.Segments * run.Batches * run.Heads * channels : 0;
-        long stateBytes = RoundUp(run.Segments * run.StateElements * sizeof(float), 256), factorBytes = RoundUp(factorCount * sizeof(float), 256);
+        bool perToken = pass.Decay.Kind == DecayKind.PerToken, stored = (run.IsCut || decays) && (perToken || pass.PerChannel);
+        long channels = pass.Decay.Channels(run), factorCount = stored ? run.States * run.Batches * run.Heads * channels : 0;
+        long stateBytes = RoundUp(run.States * run.StateElements * sizeof(float), 256), factorBytes = RoundUp(factorCount * sizeof(float), 256);
         nint first = _device.Workspace((states * stateBytes) + factorBytes + more), factors = first + (nint)(states * stateBytes);
         if (!stored) return new AttentionScratch(first, stateBytes, 0, factors);
-        Launch(
-            StateFile, perToken ? "linear_attention_segment_decay_per_token" : "linear_attention_segment_decay_per_channel", pass.Element,
-            perToken ? Blocks(factorCount, BlockThreads) : LaunchShape.For(factorCount, BlockThreads),
-            pass.Decay.Pointer, run.Tokens, run.Batches, run.Heads, channels, run.Segments, run.SegmentTokens, factors);
+        if (perToken)
+            Launch(
+                StateFile, "linear_attention_segment_decay_per_token", pass.Element, Blocks(factorCount, BlockThreads),
+                pass.Decay.Pointer, run.Tokens, run.Batches, run.Heads, channels, run.States, run.SegmentTokens, SegmentRows(run), factors);
+        else
+            Launch(
+                StateFile, "linear_attention_segment_decay_per_channel", pass.Element, LaunchShape.For(factorCount, BlockThreads),
+                pass.Decay.Pointer, run.Tokens, run.Batches, run.Heads, channels, run.Segments, run.SegmentTokens, factors);
         return new AttentionScratch(first, stateBytes, factors, factors + (nint)factorBytes);
     }
+
+    /// <summary>The segments of packed runs, else null.</summary>
+    private static nint SegmentRows(AttentionRun run) => run.Packed?.SegmentRows ?? 0;
 
     /// <summary>states [segments, B, H, D, E]: what each segment leaves, entered with zero. <paramref name="exact"/>: from operands that no weight has rounded.</summary>
     private void SegmentStates(AttentionPass pass, AttentionOperand k, AttentionOperand v, double scale, nint states, bool exact = false)
@@ -144,19 +171,20 @@ internal sealed partial class CudaBackend
         AttentionRun run = pass.Run;
         Launch(
             StateFile, pass.PerChannel ? "linear_attention_state_per_channel" : "linear_attention_state", pass.Element,
-            Blocks(run.Segments * run.Batches * run.Heads * run.Tiles, BlockThreads),
+            Blocks(run.States * run.Batches * run.Heads * run.Tiles, BlockThreads),
             k.Pointer, v.Pointer, pass.Decay.Pointer, (int)pass.Decay.Kind, run.Tokens, run.Heads, k.Heads, k.Width, v.Width, run.Batches,
-            run.SegmentTokens, pass.Direction, (float)scale, states);
+            run.SegmentTokens, SegmentRows(run), pass.Direction, (float)scale, states);
     }
 
     /// <summary>entering [segments, B, H, D, E], possibly the states themselves, from the segments' states and factors and the state that enters the run; also the state that leaves it.</summary>
     private void Scan(AttentionPass pass, nint states, nint factors, Tensor? initial, nint entering, nint final)
     {
         AttentionRun run = pass.Run;
+        long runs = run.Packed?.Runs ?? run.Batches;
         Launch(
-            StateFile, "linear_attention_enter", pass.Element, LaunchShape.For(CeilDivide(run.StateElements, 4), BlockThreads),
-            states, factors, pass.Decay.Kind == DecayKind.PerHead ? pass.Decay.Pointer : 0, PointerOrNull(initial), run.Tokens, run.Batches, run.Heads, run.KeyWidth, run.ValueWidth,
-            pass.Decay.Channels(run), run.Segments, run.SegmentTokens, pass.Direction, entering, final);
+            StateFile, "linear_attention_enter", pass.Element, LaunchShape.For(CeilDivide(runs * run.Heads * run.KeyWidth * run.ValueWidth, 4), BlockThreads),
+            states, factors, pass.Decay.Kind == DecayKind.PerHead ? pass.Decay.Pointer : 0, PointerOrNull(initial), run.Tokens, runs, run.Heads, run.KeyWidth, run.ValueWidth,
+            pass.Decay.Channels(run), run.SegmentTokens, run.Packed?.RunRows ?? 0, pass.Direction, entering, final);
     }
 
     /// <summary>
@@ -183,7 +211,7 @@ internal sealed partial class CudaBackend
         Launch(
             OutputFile, kernel, pass.Element, Blocks(run.Segments * run.Batches * q.Heads * AttentionRun.Slices(v.Width), BlockThreads, sharedBytes),
             q.Pointer, k.Pointer, v.Pointer, pass.Decay.Pointer, (int)pass.Decay.Kind, run.Tokens, q.Heads, k.Heads, q.Width, v.Width, run.Batches,
-            run.SegmentTokens, pass.Direction, (float)keyScale, (float)outputScale, entering, transposed ? 1 : 0, output.Pointer);
+            run.SegmentTokens, SegmentRows(run), pass.Direction, (float)keyScale, (float)outputScale, entering, transposed ? 1 : 0, output.Pointer);
     }
 
     private static void RequireAttention(AttentionRun run, Tensor? decay, Tensor? state, params ReadOnlySpan<Tensor> operands)
@@ -193,8 +221,8 @@ internal sealed partial class CudaBackend
         if (decay is not null) RequireType(decay, DType.F32);
         if (state is null) return;
         RequireType(state, DType.F32);
-        if (state.Count != run.StateElements)
-            throw new LaspException($"a state of shape {state.Shape} is not [{run.Batches}, {run.Heads}, {run.KeyWidth}, {run.ValueWidth}]");
+        if (state.Count != run.EdgeElements)
+            throw new LaspException($"a state of shape {state.Shape} is not [{run.Runs}, {run.Heads}, {run.KeyWidth}, {run.ValueWidth}]");
     }
 
     private static void RequireOutput(Tensor output, AttentionRun run, long heads, long width)

@@ -9,18 +9,30 @@ internal sealed partial class CudaBackend
     private const string DecayFile = "linear_attention_decay";
     private const string HeadDecayFile = "linear_attention_decay_per_head";
 
-    public void LinearAttentionBackwardState(Tensor q, Tensor dO, Tensor? decay, double scale, Tensor dState, Tensor? segments = null)
+    public void LinearAttentionBackwardState(Tensor q, Tensor dO, Tensor? decay, double scale, Tensor? dState, Tensor? segments = null, Tensor? dFinalState = null, PackedRuns? runs = null)
     {
-        AttentionRun run = Cut(AttentionRun.OfState(q, dO, dState));
+        if (IsRunByRun(runs, decay))
+        {
+            RunByRun.BackwardState(this, runs!, q, dO, decay, scale, dState!, dFinalState);
+            return;
+        }
+        AttentionRun run = Cut(AttentionRun.OfState(q, dO, dState, segments, runs), runs, everyState: true);
         RequireAttention(run, decay, dState, q, dO);
+        RequireAttention(run, decay, dFinalState, q);
         var pass = new AttentionPass(run, q.DType, AttentionDecay.Of(decay, run), Reverse: true);
-        RunState(pass, AttentionOperand.Of(q), AttentionOperand.Of(dO), scale, dState, segments);
+        RunState(pass, AttentionOperand.Of(q), AttentionOperand.Of(dO), scale, dFinalState, dState, segments);
     }
 
     public void LinearAttentionBackwardQuery(
-        Tensor k, Tensor v, Tensor dO, Tensor? decay, Tensor? initialState, double scale, Tensor dq, Tensor? segments = null, Tensor? q = null, Tensor? paths = null)
+        Tensor k, Tensor v, Tensor dO, Tensor? decay, Tensor? initialState, double scale, Tensor dq, Tensor? segments = null, Tensor? q = null, Tensor? paths = null,
+        PackedRuns? runs = null)
     {
-        AttentionRun run = Cut(AttentionRun.Of(dq, k, v));
+        if (IsRunByRun(runs, decay))
+        {
+            RunByRun.BackwardQuery(this, runs!, k, v, dO, decay, initialState, scale, dq);
+            return;
+        }
+        AttentionRun run = Cut(AttentionRun.Of(dq, k, v), runs, everyState: initialState is not null);
         RequireAttention(run, decay, initialState, k, v, dO, dq);
         RequireOutput(dO, run, run.Heads, run.ValueWidth);
         var pass = new AttentionPass(run, k.DType, AttentionDecay.Of(decay, run), Reverse: false);
@@ -42,16 +54,21 @@ internal sealed partial class CudaBackend
     }
 
     public void LinearAttentionBackwardKeyValue(
-        Tensor q, Tensor k, Tensor v, Tensor dO, Tensor? decay, Tensor? dFinalState, double scale, Tensor dk, Tensor dv, Tensor? segments = null)
+        Tensor q, Tensor k, Tensor v, Tensor dO, Tensor? decay, Tensor? dFinalState, double scale, Tensor dk, Tensor dv, Tensor? segments = null, PackedRuns? runs = null)
     {
-        AttentionRun run = Cut(AttentionRun.Of(q, k, v));
+        if (IsRunByRun(runs, decay))
+        {
+            RunByRun.BackwardKeyValue(this, runs!, q, k, v, dO, decay, dFinalState, scale, dk, dv);
+            return;
+        }
+        bool grouped = q.Shape[2] > k.Shape[2];
+        AttentionRun run = Cut(AttentionRun.Of(q, k, v), runs, everyState: grouped || dFinalState is not null);
         RequireAttention(run, decay, dFinalState, q, k, v, dO, dk, dv);
         RequireOutput(dO, run, run.Heads, run.ValueWidth);
         RequireOutput(dk, run, run.KeyHeads, run.KeyWidth);
         RequireOutput(dv, run, run.KeyHeads, run.ValueWidth);
         AttentionOperand queries = AttentionOperand.Of(q), outputs = AttentionOperand.Of(dO);
         var pass = new AttentionPass(run, q.DType, AttentionDecay.Of(decay, run), Reverse: true);
-        bool grouped = run.Heads > run.KeyHeads;
         if (!grouped && RunsOnChannelKernels(pass, DecayKind.PerChannel, q.Pointer, k.Pointer, v.Pointer, dO.Pointer, dk.Pointer, dv.Pointer))
         {
             ChannelBackwardKeyValue(pass, q, k, v, dO, null, dFinalState, scale, dq: null, dk, dv, dDecay: null, entering: null, segments);
@@ -69,14 +86,20 @@ internal sealed partial class CudaBackend
         nint Walked()
         {
             if (!grouped) return leaving.Pointer;
-            _device.Copy(leaving.Pointer, leaving.Spare, run.Segments * run.StateElements * sizeof(float));
+            _device.Copy(leaving.Pointer, leaving.Spare, run.States * run.StateElements * sizeof(float));
             return leaving.Spare;
         }
     }
 
     public void LinearAttentionBackwardDecay(
-        Tensor q, Tensor k, Tensor v, Tensor dO, Tensor decay, Tensor? initialState, Tensor? dFinalState, double scale, Tensor dDecay, Tensor? entering = null, Tensor? leaving = null)
+        Tensor q, Tensor k, Tensor v, Tensor dO, Tensor decay, Tensor? initialState, Tensor? dFinalState, double scale, Tensor dDecay, Tensor? entering = null, Tensor? leaving = null,
+        PackedRuns? runs = null)
     {
+        if (runs is not null)
+        {
+            RunByRun.BackwardDecay(this, runs, q, k, v, dO, decay, initialState, dFinalState, scale, dDecay);
+            return;
+        }
         AttentionRun run = Cut(AttentionRun.Of(q, k, v));
         RequireAttention(run, decay, initialState, q, k, v, dO);
         RequireAttention(run, dDecay, dFinalState, q);

@@ -69,17 +69,19 @@ internal sealed partial class CudaBackend
             (float)scale, entering, segments, segments == 0 ? 0 : SegmentDecays(run, segments), chunks);
     }
 
-    private void RunChannelState(AttentionPass pass, AttentionOperand k, AttentionOperand v, double scale, Tensor state, Tensor? segments)
+    private void RunChannelState(AttentionPass pass, AttentionOperand k, AttentionOperand v, double scale, Tensor? initial, Tensor? state, Tensor? segments)
     {
         nint states = segments is null ? ChannelStates(pass.Run, segments: 1, chunks: 0).OwnSegments(0) : SegmentPointer(pass.Run, segments);
-        WalkChannels(pass, k, v, scale, entering: 0, states, chunks: 0);
-        Scan(pass, states, SegmentDecays(pass.Run, states), null, 0, state.Pointer);
+        bool alone = pass.Run.Segments <= 1;
+        WalkChannels(pass, k, v, scale, alone ? PointerOrNull(initial) : 0, states, chunks: 0);
+        if (state is not null) Scan(pass, states, SegmentDecays(pass.Run, states), alone ? null : initial, 0, state.Pointer);
     }
 
     /// <summary>Turns what the segments leave, which the caller has or which is made in <paramref name="own"/>, into what enters them.</summary>
     private nint EnterChannels(AttentionPass pass, AttentionOperand k, AttentionOperand v, double scale, Tensor? initial, Tensor? segments, nint own)
     {
         bool alone = pass.Run.Segments <= 1;
+        if (alone && segments is null) return PointerOrNull(initial);
         nint states = segments is null ? own : SegmentPointer(pass.Run, segments);
         if (segments is null && !alone) WalkChannels(pass, k, v, scale, entering: 0, states, chunks: 0);
         Scan(pass, alone ? 0 : states, SegmentDecays(pass.Run, states), initial, states, 0);
@@ -133,14 +135,19 @@ internal sealed partial class CudaBackend
 
     public void LinearAttentionBackward(
         Tensor q, Tensor k, Tensor v, Tensor dO, Tensor decay, Tensor? initialState, Tensor? dFinalState, double scale, Tensor dq, Tensor dk, Tensor dv, Tensor dDecay,
-        Tensor? entering = null, Tensor? leaving = null)
+        Tensor? entering = null, Tensor? leaving = null, PackedRuns? runs = null)
     {
+        if (IsRunByRun(runs, decay))
+        {
+            RunByRun.Backward(this, runs!, q, k, v, dO, decay, initialState, dFinalState, scale, dq, dk, dv, dDecay);
+            return;
+        }
         AttentionRun run = Cut(AttentionRun.Of(q, k, v));
         var pass = new AttentionPass(run, q.DType, AttentionDecay.Of(decay, run), Reverse: true);
         if (!GivesDecayInOnePass(pass, q.Pointer, k.Pointer, v.Pointer, dO.Pointer, dq.Pointer, dk.Pointer, dv.Pointer, dDecay.Pointer))
         {
-            LinearAttentionBackwardQuery(k, v, dO, decay, initialState, scale, dq, entering);
-            LinearAttentionBackwardKeyValueDecay(q, k, v, dO, decay, initialState, dFinalState, scale, dk, dv, dDecay, entering, leaving);
+            LinearAttentionBackwardQuery(k, v, dO, decay, initialState, scale, dq, entering, runs: runs);
+            LinearAttentionBackwardKeyValueDecay(q, k, v, dO, decay, initialState, dFinalState, scale, dk, dv, dDecay, entering, leaving, runs: runs);
             return;
         }
         RequireBackward(run, q, k, v, dO, decay, initialState, dFinalState, dk, dv, dDecay);
@@ -164,14 +171,19 @@ internal sealed partial class CudaBackend
 
     public void LinearAttentionBackwardKeyValueDecay(
         Tensor q, Tensor k, Tensor v, Tensor dO, Tensor decay, Tensor? initialState, Tensor? dFinalState, double scale, Tensor dk, Tensor dv, Tensor dDecay,
-        Tensor? entering = null, Tensor? leaving = null, Tensor? paths = null)
+        Tensor? entering = null, Tensor? leaving = null, Tensor? paths = null, PackedRuns? runs = null)
     {
+        if (IsRunByRun(runs, decay))
+        {
+            RunByRun.BackwardKeyValueDecay(this, runs!, q, k, v, dO, decay, initialState, dFinalState, scale, dk, dv, dDecay);
+            return;
+        }
         AttentionRun run = Cut(AttentionRun.Of(q, k, v));
         var pass = new AttentionPass(run, q.DType, AttentionDecay.Of(decay, run), Reverse: true);
         if (paths is null && !GivesDecayInOnePass(pass, q.Pointer, k.Pointer, v.Pointer, dO.Pointer, dk.Pointer, dv.Pointer, dDecay.Pointer))
         {
-            LinearAttentionBackwardKeyValue(q, k, v, dO, decay, dFinalState, scale, dk, dv, leaving);
-            LinearAttentionBackwardDecay(q, k, v, dO, decay, initialState, dFinalState, scale, dDecay, entering, leaving);
+            LinearAttentionBackwardKeyValue(q, k, v, dO, decay, dFinalState, scale, dk, dv, leaving, runs);
+            LinearAttentionBackwardDecay(q, k, v, dO, decay, initialState, dFinalState, scale, dDecay, entering, leaving, runs);
             return;
         }
         RequireBackward(run, q, k, v, dO, decay, initialState, dFinalState, dk, dv, dDecay);

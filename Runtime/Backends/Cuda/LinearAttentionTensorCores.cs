@@ -54,12 +54,12 @@ internal sealed partial class CudaBackend
             (true, false) => ("linear_attention_state_mma_128x64", 128, 64),
             (true, true) => ("linear_attention_state_mma_128x128", 128, 128),
         };
-        long blocks = run.Segments * run.Batches * run.Heads * CeilDivide(k.Width, width) * CeilDivide(v.Width, slice), stage = (width + slice) * AttentionRun.Tile * 2;
+        long blocks = run.States * run.Batches * run.Heads * CeilDivide(k.Width, width) * CeilDivide(v.Width, slice), stage = (width + slice) * AttentionRun.Tile * 2;
         uint threads = TensorCoreThreads(slice);
         Launch(
             TensorCoresFile, kernel, pass.Element, Blocks(blocks, threads, (StateStages * (stage + StepBytes)) + (threads / WarpThreads * StepBytes)),
             k.Pointer, v.Pointer, pass.Decay.Pointer, (int)pass.Decay.Kind, run.Tokens, run.Heads, k.Heads, k.Width, v.Width, run.Batches,
-            run.SegmentTokens, pass.Direction, (float)scale, states);
+            run.SegmentTokens, SegmentRows(run), pass.Direction, (float)scale, states);
     }
 
     private void OutputOnTensorCores(
@@ -71,7 +71,7 @@ internal sealed partial class CudaBackend
         Launch(
             TensorCoresFile, walk.Kernel, pass.Element, Blocks(run.Segments * run.Batches * q.Heads * CeilDivide(v.Width, walk.Slice), walk.Threads, walk.SharedBytes(grouped)),
             q.Pointer, k.Pointer, v.Pointer, pass.Decay.Pointer, (int)pass.Decay.Kind, run.Tokens, q.Heads, k.Heads, q.Width, v.Width, run.Batches,
-            run.SegmentTokens, pass.Direction, (float)keyScale, (float)outputScale, entering, transposed ? 1 : 0, output.Pointer);
+            run.SegmentTokens, SegmentRows(run), pass.Direction, (float)keyScale, (float)outputScale, entering, transposed ? 1 : 0, output.Pointer);
     }
 
     /// <summary>The widest slices and the narrowest D that do, on a GPU with this much shared memory; sums over heads take slices of 64.</summary>

@@ -51,9 +51,9 @@ internal sealed partial class CudaBackend
         };
         long perMultiprocessor = IsWide(k) ? 1 : 2, shared = StagedBytes((200 << 10) / perMultiprocessor, FilledWidth(k) + FilledWidth(v), 8 << 10);
         Launch(
-            StateWarpgroupsFile, kernel, pass.Element, Blocks(run.Segments * run.Batches * run.Heads, Warpgroup * (IsWide(k) ? 3u : 2u), shared),
+            StateWarpgroupsFile, kernel, pass.Element, Blocks(run.States * run.Batches * run.Heads, Warpgroup * (IsWide(k) ? 3u : 2u), shared),
             k.Pointer, v.Pointer, pass.Decay.Pointer, (int)pass.Decay.Kind, run.Tokens, run.Heads, k.Heads, k.Width, v.Width, run.Batches,
-            run.SegmentTokens, pass.Direction, (float)scale, states);
+            run.SegmentTokens, SegmentRows(run), pass.Direction, (float)scale, states);
     }
 
     private void OutputOnWarpgroups(
@@ -71,7 +71,7 @@ internal sealed partial class CudaBackend
         Launch(
             OutputWarpgroupsFile, kernel, pass.Element, Blocks(run.Segments * run.Batches * q.Heads, Warpgroup * (IsWide(v) ? 3u : 2u), shared),
             q.Pointer, k.Pointer, v.Pointer, pass.Decay.Pointer, (int)pass.Decay.Kind, run.Tokens, q.Heads, k.Heads, q.Width, v.Width, run.Batches,
-            run.SegmentTokens, pass.Direction, (float)keyScale, (float)outputScale, entering, transposed ? 1 : 0, output.Pointer);
+            run.SegmentTokens, SegmentRows(run), pass.Direction, (float)keyScale, (float)outputScale, entering, transposed ? 1 : 0, output.Pointer);
     }
 
     /// <summary>
@@ -98,7 +98,7 @@ internal sealed partial class CudaBackend
         ReadOnlySpan<KernelArg> arguments =
         [
             q.Pointer, k.Pointer, v.Pointer, dO.Pointer, pass.Decay.Pointer, (int)pass.Decay.Kind, run.Tokens, run.Heads, run.KeyWidth, run.ValueWidth, run.Batches,
-            run.SegmentTokens, (float)scale, leaving, dk.Pointer, dv.Pointer, states, sums,
+            run.SegmentTokens, SegmentRows(run), (float)scale, leaving, dk.Pointer, dv.Pointer, states, sums,
         ];
         if (states == 0) Launch(KeyValueWarpgroupsFile, kernel, pass.Element, shape, arguments[..^2]);
         else Launch(KeyValuePathsFile, kernel, pass.Element, shape, arguments);
