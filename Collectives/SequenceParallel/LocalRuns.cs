@@ -12,7 +12,7 @@ namespace LaspNative.Collectives;
 /// </summary>
 internal sealed class LocalRuns(AttentionCall call, SavedValue k, SavedValue v, Tensor? decay, Tensor? initialState) : IDisposable
 {
-    private readonly IReadOnlyList<DocumentPiece> _pieces = call.OwnPieces;
+    private readonly IReadOnlyList<DocumentPiece> _pieces = PackedDocuments.Gathered(call.OwnPieces);
     private readonly Dictionary<DocumentPiece, Tensor> _entering = []; // segments of State and Forward
     private readonly Dictionary<DocumentPiece, Tensor> _leaving = []; // segments of BackwardState and BackwardKeyValue
     private readonly Dictionary<DocumentPiece, Tensor> _paths = []; // of BackwardQuery, for BackwardBegin
