@@ -99,6 +99,11 @@ internal sealed partial class CudaBackend
             RunChannelState(pass, k, v, scale, initial, state, segments);
             return;
         }
+        if (!pass.Run.IsCut && pass.Run.Tokens > 0 && segments is null && initial is null && state is not null)
+        {
+            SegmentStates(pass, k, v, scale, state.Pointer);
+            return;
+        }
         AttentionScratch scratch = Scratch(pass, states: segments is null ? 1 : 0, decays: initial is not null);
         nint states = segments is null ? scratch.States(0) : SegmentPointer(pass.Run, segments);
         SegmentStates(pass, k, v, scale, states);
