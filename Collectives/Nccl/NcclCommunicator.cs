@@ -19,7 +19,7 @@ public sealed partial class NcclCommunicator : Communicator
     private readonly Tensor _token;
     private readonly NcclCommunicator? _whole;
     private readonly List<NcclCommunicator> _parts = [];
-    private readonly bool _oneProcess;
+    private readonly ThreadMeeting? _meeting;
     private readonly CudaStream? _ownStream;
     private PeerGather? _gather;
     private PeerSum? _sum;
@@ -32,12 +32,14 @@ public sealed partial class NcclCommunicator : Communicator
     /// Joins the communicator of all ranks that were given <paramref name="uniqueId"/>; returns when all have come and every connection has been used once:
     /// what NCCL allocates it allocates here, not behind a collective that waits.
     /// </summary>
-    /// <param name="oneProcess">Whether all ranks are threads of this process: then copy engines may do what the options leave to them, where the GPUs reach one another.</param>
-    public NcclCommunicator(CudaDevice device, int rank, int size, byte[] uniqueId, bool oneProcess = false) : base(rank, size, device)
+    public NcclCommunicator(CudaDevice device, int rank, int size, byte[] uniqueId) : this(device, rank, size, uniqueId, meeting: null) { }
+
+    /// <param name="meeting">Where all ranks are threads of this process: then copy engines may do what the options leave to them, where the GPUs reach one another.</param>
+    internal NcclCommunicator(CudaDevice device, int rank, int size, byte[] uniqueId, ThreadMeeting? meeting) : base(rank, size, device)
     {
         ArgumentNullException.ThrowIfNull(uniqueId);
         if (uniqueId.Length != ncclUniqueId.Size) throw new LaspException($"a NCCL unique id has {ncclUniqueId.Size} bytes, got {uniqueId.Length}; draw one with NcclCommunicator.NewUniqueId");
-        (_device, _oneProcess) = (device, oneProcess);
+        (_device, _meeting) = (device, meeting);
         _device.Context.MakeCurrent();
         Nccl.ncclCommInitRank(out _handle, size, Read(uniqueId), rank).Check(rank, 0);
         _computed = new CudaEvent(device.Context);
@@ -46,9 +48,9 @@ public sealed partial class NcclCommunicator : Communicator
     }
 
     /// <summary>A group split from <paramref name="whole"/>, which ends with it; in the background on a stream of its own.</summary>
-    private NcclCommunicator(NcclCommunicator whole, int rank, int size, nint handle, bool background) : base(rank, size, whole.Device)
+    private NcclCommunicator(NcclCommunicator whole, int rank, int size, nint handle, ThreadMeeting? meeting, bool background) : base(rank, size, whole.Device)
     {
-        (_device, _oneProcess, _whole, _handle) = (whole._device, whole._oneProcess, whole, handle);
+        (_device, _meeting, _whole, _handle) = (whole._device, meeting, whole, handle);
         if (background) _ownStream = new CudaStream(_device.Context, urgent: true);
         _computed = new CudaEvent(_device.Context);
         _token = Tensor.Empty([size], DType.F32, _device, MemoryCategory.Workspace);
@@ -63,10 +65,9 @@ public sealed partial class NcclCommunicator : Communicator
         {
             WarmUp();
             bool background = _ownStream is not null;
-            if (!_oneProcess || Size == 1) return;
-            if (!background && LaspOptions.Current.PeerCopies) _gather = PeerGather.Open(_device, this);
-            if (background && LaspOptions.Current.PeerSums) _sum = PeerSum.Open(_device, this);
-            Counters.Reset();
+            if (_meeting is null || Size == 1) return;
+            if (!background && LaspOptions.Current.PeerCopies) _gather = PeerGather.Open(_device, Rank, _meeting);
+            if (background && LaspOptions.Current.PeerSums) _sum = PeerSum.Open(_device, Rank, _meeting);
         }
         catch (Exception error)
         {
@@ -129,6 +130,9 @@ public sealed partial class NcclCommunicator : Communicator
         Retire(arrived);
     }
 
+    /// <summary>Null where ranks are processes.</summary>
+    internal ThreadMeeting? Meeting => _meeting;
+
     private CudaStream Queue => _ownStream ?? _device.CommunicationStream;
 
     private nint Stream => Queue.Handle;
@@ -154,7 +158,8 @@ public sealed partial class NcclCommunicator : Communicator
                 throw new LaspException($"NCCL on rank {Rank} cannot split groups; NCCL 2.18 or later is needed ('lasp doctor' shows the version found)", error);
             }
         }
-        return index < 0 ? null : new NcclCommunicator(this, index, ranks.Length, part, background);
+        ThreadMeeting? meeting = _meeting?.Part(Rank, ranks);
+        return index < 0 ? null : new NcclCommunicator(this, index, ranks.Length, part, meeting, background);
     }
 
     /// <summary>A part waits for its whole: destroying it waits for the other ranks, which come to the whole's end together.</summary>

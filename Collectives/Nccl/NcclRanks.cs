@@ -12,8 +12,8 @@ namespace LaspNative.Collectives;
 internal sealed class NcclThreads : RankHost, IDisposable
 {
     private readonly NcclCommunicator?[] _communicators;
-    private readonly Barrier _meeting;
     private readonly CancellationTokenSource _failed = new();
+    private readonly ThreadMeeting _meeting;
     private readonly Lock _lock = new();
     private readonly Lazy<byte[]> _uniqueId = new(NcclCommunicator.NewUniqueId);
     private (int Rank, Exception Reason)? _failure;
@@ -25,7 +25,7 @@ internal sealed class NcclThreads : RankHost, IDisposable
         NativeLibraries.Require(NativeLibraries.Nccl);
         NcclEnvironment.ConnectAtStart();
         _communicators = new NcclCommunicator?[size];
-        _meeting = new Barrier(size);
+        _meeting = new ThreadMeeting(size, _failed.Token);
     }
 
     public override Device OpenDevice(int rank) => Device.Open($"cuda:{rank}");
@@ -36,7 +36,7 @@ internal sealed class NcclThreads : RankHost, IDisposable
         ((CudaDevice)device).Prepare(DType.F32, DType.BF16);
         // A rank that could not open its GPU has said so by now, and nobody waits for it inside NCCL.
         Meet();
-        var communicator = new NcclCommunicator((CudaDevice)device, rank, _communicators.Length, _uniqueId.Value, oneProcess: true);
+        var communicator = new NcclCommunicator((CudaDevice)device, rank, _communicators.Length, _uniqueId.Value, _meeting);
         lock (_lock)
         {
             _communicators[rank] = communicator;
@@ -85,13 +85,14 @@ internal sealed class NcclThreads : RankHost, IDisposable
 
     private static GroupFailedException Cause((int Rank, Exception Reason) failure) => new($"rank {failure.Rank} failed: {failure.Reason.Message}", failure.Reason);
 
+    /// <summary>Says which rank failed.</summary>
     private void Meet()
     {
         try
         {
-            _meeting.SignalAndWait(_failed.Token);
+            _meeting.Meet();
         }
-        catch (OperationCanceledException)
+        catch (GroupFailedException) when (_failure is not null)
         {
             lock (_lock) throw Cause(_failure!.Value);
         }

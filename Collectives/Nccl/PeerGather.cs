@@ -34,8 +34,8 @@ internal sealed class PeerGather : IDisposable
     private int Size => _memory.Size;
 
     /// <summary>As <see cref="PeerMemory.Open"/>.</summary>
-    public static PeerGather? Open(CudaDevice device, ICommunicator group) =>
-        PeerMemory.Open(device, group, Slots * group.Size * MaxBlockBytes, 2 * Slots * group.Size) is { } memory ? new PeerGather(device, memory) : null;
+    public static PeerGather? Open(CudaDevice device, int rank, ThreadMeeting meeting) =>
+        PeerMemory.Open(device, rank, meeting, Slots * meeting.Size * MaxBlockBytes, 2 * Slots * meeting.Size) is { } memory ? new PeerGather(device, memory) : null;
 
     /// <summary>
     /// Whether one gather more fits: as many as there are slots may be under way and undisposed. All ranks call the same in the same order, and so get the same answer.

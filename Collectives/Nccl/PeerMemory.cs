@@ -1,5 +1,4 @@
 using System.Runtime.InteropServices;
-using LaspNative.Runtime;
 using LaspNative.Runtime.Cuda;
 
 namespace LaspNative.Collectives;
@@ -33,25 +32,30 @@ internal sealed class PeerMemory : IDisposable
 
     public int Size => _addresses.Length;
 
-    /// <summary>Called at the same point by all ranks, before there is anything to wait for. Null, on all, where two of their GPUs do not reach each other.</summary>
-    public static PeerMemory? Open(CudaDevice device, ICommunicator group, long bytes, int flags)
+    /// <summary>
+    /// Called at the same point by all ranks, before there is anything to wait for. Null, on all, where two of their GPUs do not reach each other. Allocating, and opening one GPU's memory to another, may
+    /// wait for either of them: no rank goes on, to a message that would wait for the others, before all have done both.
+    /// </summary>
+    public static PeerMemory? Open(CudaDevice device, int rank, ThreadMeeting meeting, long bytes, int flags)
     {
+        meeting.Meet();
         var memory = new PlainMemory(device.Context, bytes + ((flags + Numbers) * sizeof(uint)));
         var numbers = new uint[flags + (int)Numbers]; // flags at zero
         for (uint n = 0; n < Numbers; n++) numbers[flags + (int)n] = n << NumberShift;
         device.CopyFromHost(MemoryMarshal.AsBytes<uint>(numbers), memory.Pointer + (nint)bytes);
-        using Tensor own = Tensor.FromSpan([(long)memory.Pointer, device.Context.Gpu], [2], device), all = Tensor.Empty([group.Size, 2], DType.I64, device);
-        group.AllGather(own, all).Wait();
-        long[] told = all.ToArray<long>();
-        nint[] addresses = [.. Enumerable.Range(0, group.Size).Select(r => (nint)told[2 * r])];
-        int[] gpus = [.. Enumerable.Range(0, group.Size).Select(r => (int)told[(2 * r) + 1])];
-        if (gpus.All(a => gpus.All(b => a == b || CudaContext.CanAccess(a, b))))
+        device.Synchronize();
+        (nint Address, int Gpu)[] all = meeting.Share(rank, (memory.Pointer, device.Context.Gpu));
+        if (all.Any(a => all.Any(b => a.Gpu != b.Gpu && !CudaContext.CanAccess(a.Gpu, b.Gpu))))
         {
-            foreach (int gpu in gpus.Where(g => g != device.Context.Gpu)) device.Context.UseMemoryOf(gpu);
-            return new PeerMemory(device, group.Rank, memory, addresses, bytes, flags);
+            memory.Dispose();
+            meeting.Meet();
+            return null;
         }
-        memory.Dispose();
-        return null;
+        foreach ((_, int gpu) in all)
+            if (gpu != device.Context.Gpu) device.Context.UseMemoryOf(gpu);
+        var opened = new PeerMemory(device, rank, memory, [.. all.Select(a => a.Address)], bytes, flags);
+        meeting.Meet();
+        return opened;
     }
 
     public nint At(int rank, long offset) => _addresses[rank] + (nint)offset;

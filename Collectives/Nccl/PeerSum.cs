@@ -54,8 +54,8 @@ internal sealed class PeerSum : IDisposable
     private int Size => _memory.Size;
 
     /// <summary>As <see cref="PeerMemory.Open"/>.</summary>
-    public static PeerSum? Open(CudaDevice device, ICommunicator group) =>
-        PeerMemory.Open(device, group, 2 * Slots * (group.Size - 1) * ShardBytes(group.Size), 4 * Slots * group.Size) is { } memory ? new PeerSum(device, memory) : null;
+    public static PeerSum? Open(CudaDevice device, int rank, ThreadMeeting meeting) =>
+        PeerMemory.Open(device, rank, meeting, 2 * Slots * (meeting.Size - 1) * ShardBytes(meeting.Size), 4 * Slots * meeting.Size) is { } memory ? new PeerSum(device, memory) : null;
 
     public static bool Takes(Tensor tensor) => tensor.DType == DType.F32 && tensor.Bytes >= ShortestTensorBytes && tensor.Pointer % 16 == 0;
 

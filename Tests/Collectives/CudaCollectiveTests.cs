@@ -101,7 +101,7 @@ public sealed class NcclTests : CollectiveContract
     [Fact]
     public void Copy_engines_sum_long_tensors_over_two_gpus() => Run(2, DType.F32, r =>
     {
-        using PeerSum? sums = PeerSum.Open((CudaDevice)r.Device, r.World);
+        using PeerSum? sums = PeerSum.Open((CudaDevice)r.Device, r.Rank, ((NcclCommunicator)r.World).Meeting!);
         if (sums is null) return;
         long[] counts = [(176 << 18) + 4099, 1 << 18];
         float[][] values = Array.ConvertAll(counts, count => Enumerable.Range(0, (int)count).Select(i => (float)Value(r.Rank, i)).ToArray());

@@ -41,13 +41,20 @@ public class WaitAccountTests
         {
             for (int i = 0; i < 64; i++) device.Copy(source.Pointer, destination.Pointer, source.Bytes);
         });
-        account.Measure(late);
-        account.EndStep();
-        device.Copy(source.Pointer, destination.Pointer, source.Bytes);
-        account.Measure(new Waiting(() => { }));
-        account.EndStep();
-        TimeSpan first = account.TakeStep(), second = account.TakeStep();
+        TimeSpan first = TimeSpan.MaxValue, second = TimeSpan.MaxValue; // the least of several: others may use the GPU too
+        for (int attempt = 0; attempt < 8; attempt++)
+        {
+            account.Measure(late);
+            account.EndStep();
+            device.Copy(source.Pointer, destination.Pointer, source.Bytes);
+            account.Measure(new Waiting(() => { }));
+            account.EndStep();
+            first = Least(first, account.TakeStep());
+            second = Least(second, account.TakeStep());
+        }
         Assert.True(first > 10 * second, $"64 copies took {first}, none {second}");
         Assert.InRange(first, TimeSpan.FromMilliseconds(1), TimeSpan.FromSeconds(2));
     }
+
+    private static TimeSpan Least(TimeSpan one, TimeSpan other) => one < other ? one : other;
 }
