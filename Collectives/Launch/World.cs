@@ -16,6 +16,7 @@ public static class World
 {
     /// <summary>
     /// Calls <paramref name="body"/> once per rank of this process and returns when all have ended. When a rank fails, the others are ended and the first error is thrown as it was.
+    /// Over several GPUs, one world at a time: two on the same GPUs of one process can wait for each other for ever.
     /// </summary>
     public static void Run(WorldOptions options, Action<RankContext> body, CancellationToken cancellation = default) =>
         Run(options, LaunchedRank.FromEnvironment(), body, cancellation);

@@ -80,6 +80,7 @@ public sealed class VirtualRankTests : CollectiveContract
 
 /// <summary>One GPU per rank, through NCCL, ranks as threads.</summary>
 [Trait("Category", "TwoGpus")]
+[Collection(nameof(OverNccl))]
 public sealed class NcclTests : CollectiveContract
 {
     private protected override Action Start(int ranks, DType dtype, Action<RankContext> body)

@@ -88,6 +88,7 @@ public class StrategyVirtualRankTests : StrategyGpuContract
 
 /// <summary>One GPU per rank, over NCCL.</summary>
 [Trait("Category", "TwoGpus")]
+[Collection(nameof(OverNccl))]
 public class StrategyNcclTests : StrategyGpuContract
 {
     protected override WorldOptions World(int ranks)

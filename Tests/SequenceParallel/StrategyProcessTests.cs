@@ -7,6 +7,7 @@ using Xunit;
 namespace LaspNative.Tests.SequenceParallel;
 
 /// <summary>The strategy matrix, reduced, with one process per rank: this program is launched again as the ranks, each of which checks its own results (<see cref="StrategyRank"/>).</summary>
+[Collection(nameof(OverNccl))]
 public class StrategyProcessTests
 {
     [Fact]

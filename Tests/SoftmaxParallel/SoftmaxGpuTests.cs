@@ -43,6 +43,7 @@ public class SoftmaxGpuTests
 
 /// <summary>The same over NCCL, one GPU per rank.</summary>
 [Trait("Category", "TwoGpus")]
+[Collection(nameof(OverNccl))]
 public class SoftmaxNcclTests
 {
     private static readonly WorldOptions s_nccl = new(DeviceKind.Cuda);

@@ -31,6 +31,7 @@ public class ZeroGpuTests
 
 /// <summary>The same over NCCL, one GPU per rank.</summary>
 [Trait("Category", "TwoGpus")]
+[Collection(nameof(OverNccl))]
 public class ZeroNcclTests
 {
     [Theory]
