@@ -32,9 +32,13 @@ public readonly struct CounterRandom(ulong key)
     /// <summary>Uniform in [0, 1), 53 bits.</summary>
     public double Uniform(ulong index) => (Mix(_key + index * Weyl) >> 11) * (1.0 / (1L << 53));
 
-    /// <summary>Fills with independent normal values of standard deviation <paramref name="sigma"/> (Box-Muller), in parallel.</summary>
-    public void FillNormal(float[] values, double sigma)
+    /// <summary>
+    /// Fills with independent normal values of standard deviation <paramref name="sigma"/> (Box-Muller), in parallel: those from <paramref name="first"/> on, which is even, of the sequence. Any cut of the
+    /// sequence gives the same values.
+    /// </summary>
+    public void FillNormal(float[] values, double sigma, long first = 0)
     {
+        if (first % 2 != 0) throw new ArgumentOutOfRangeException(nameof(first), first, "normal numbers are drawn in pairs: begin with an even one");
         const int Block = 1 << 14;
         CounterRandom random = this;
         Parallel.For(0, (values.Length + Block - 1) / Block, block =>
@@ -42,8 +46,9 @@ public readonly struct CounterRandom(ulong key)
             int end = Math.Min(values.Length, (block + 1) * Block);
             for (int i = block * Block; i < end; i += 2)
             {
-                double radius = sigma * Math.Sqrt(-2 * Math.Log(1 - random.Uniform((ulong)i)));
-                (double sin, double cos) = Math.SinCos(2 * Math.PI * random.Uniform((ulong)i + 1));
+                var index = (ulong)(first + i);
+                double radius = sigma * Math.Sqrt(-2 * Math.Log(1 - random.Uniform(index)));
+                (double sin, double cos) = Math.SinCos(2 * Math.PI * random.Uniform(index + 1));
                 values[i] = (float)(radius * cos);
                 if (i + 1 < end) values[i + 1] = (float)(radius * sin);
             }

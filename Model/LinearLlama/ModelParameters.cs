@@ -1,3 +1,4 @@
+using System.Runtime.InteropServices;
 using LaspNative.Autograd;
 using LaspNative.Runtime;
 
@@ -11,8 +12,11 @@ namespace LaspNative.Model;
 /// <param name="keepsExact">Whether the unrounded values wait on the device to be taken: drawing a billion of them again takes seconds.</param>
 internal sealed class ModelParameters(Device device, DType dtype, ulong seed, double initializerRange, DType? gradientDType = null, bool keepsExact = false) : IDisposable
 {
+    private const int PieceElements = 1 << 20;
+
     private readonly List<NamedParameter> _all = [];
     private readonly Dictionary<string, Tensor> _exact = new(StringComparer.Ordinal);
+    private float[]? _piece;
 
     public IReadOnlyList<NamedParameter> All => _all;
 
@@ -32,10 +36,23 @@ internal sealed class ModelParameters(Device device, DType dtype, ulong seed, do
     public Tensor ExactValue(string name, Shape shape)
     {
         if (_exact.Remove(name, out Tensor? kept)) return kept;
-        var values = new float[shape.Count];
-        if (shape.Rank == 1) Array.Fill(values, 1);
-        else CounterRandom.Named(seed, name).FillNormal(values, initializerRange);
-        return Tensor.FromSpan(values, shape, device, MemoryCategory.Workspace);
+        Tensor exact = Tensor.Empty(shape, DType.F32, device, MemoryCategory.Workspace);
+        if (shape.Rank == 1) device.Backend.Fill(1, exact);
+        else Draw(CounterRandom.Named(seed, name), exact);
+        return exact;
+    }
+
+    /// <summary>A piece at a time: fresh host memory for a billion numbers costs more than drawing them.</summary>
+    private void Draw(CounterRandom random, Tensor exact)
+    {
+        _piece ??= new float[PieceElements];
+        for (long first = 0; first < exact.Count; first += PieceElements)
+        {
+            var count = (int)Math.Min(PieceElements, exact.Count - first);
+            float[] piece = count == PieceElements ? _piece : new float[count];
+            random.FillNormal(piece, initializerRange, first);
+            device.CopyFromHost(MemoryMarshal.AsBytes(piece.AsSpan()), exact.Pointer + (nint)(first * sizeof(float)));
+        }
     }
 
     private Variable Add(string name, Shape shape, DType? gradient = null)
@@ -55,5 +72,6 @@ internal sealed class ModelParameters(Device device, DType dtype, ulong seed, do
     {
         foreach (Tensor exact in _exact.Values) exact.Dispose();
         _exact.Clear();
+        _piece = null;
     }
 }

@@ -75,5 +75,9 @@ public class BatchSamplerTests
         var again = new float[100001];
         random.FillNormal(again, 2);
         Assert.Equal(values, again);
+        var part = new float[33333];
+        random.FillNormal(part, 2, first: 20000);
+        Assert.Equal(values[20000..53333], part);
+        Assert.Throws<ArgumentOutOfRangeException>(() => random.FillNormal(part, 2, first: 1));
     }
 }
