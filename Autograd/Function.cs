@@ -9,19 +9,33 @@ namespace LaspNative.Autograd;
 /// </summary>
 public abstract class Function
 {
+    /// <summary>Room for what most functions save.</summary>
+    private const int SavedRoom = 4;
+
     private static long s_clock;
-    private IDisposable[] _saved = [];
+    private IDisposable?[] _saved = [];
     private int _savedCount;
+    private Variable[] _inputs = [];
+    private Variable? _output; // the only one, or
+    private Variable[]? _outputs; // all of them
 
-    internal Variable[] Inputs { get; private set; } = [];
+    internal ReadOnlySpan<Variable> Inputs => _inputs;
 
-    internal Variable[] Outputs { get; private set; } = [];
+    internal ReadOnlySpan<Variable> Outputs => _outputs is not null ? _outputs : _output is not null ? new ReadOnlySpan<Variable>(in _output) : [];
 
     /// <summary>Execution order over all tapes.</summary>
     internal long Sequence { get; private set; }
 
     /// <summary>Whether the backward pass, having come to this function, has something to do here.</summary>
-    internal virtual bool IsReached => Outputs.Any(o => o.Reached);
+    internal virtual bool IsReached
+    {
+        get
+        {
+            foreach (Variable output in Outputs)
+                if (output.Reached) return true;
+            return false;
+        }
+    }
 
     /// <summary>Saves the value of an input for backward: kept, or made again by the function that made it. Disposed when this function's backward has run.</summary>
     protected SavedValue Save(Variable input)
@@ -44,15 +58,19 @@ public abstract class Function
     }
 
     /// <summary>
-    /// Says that an output costs little to make again from what this function has saved: then no reader keeps it (<see cref="SavedValue"/>). <paramref name="make"/> runs before this function's backward,
-    /// at most once per reader, must give the same bits, and its tensor is taken over.
+    /// Says that an output costs little to make again from what this function has saved: then no reader keeps it (<see cref="SavedValue"/>), and <see cref="MakeOutput"/> is called for those who ask.
     /// </summary>
-    protected static Variable MakeAgain(Variable output, Func<Tensor> make)
+    protected Variable MakeAgain(Variable output)
     {
         ArgumentNullException.ThrowIfNull(output);
-        if (output is { RequiresGradient: true, Tape.CheapValues: not CheapValues.Kept and var cheap }) output.Source = new ValueSource(make, forEach: cheap == CheapValues.MadeForEach);
+        if (output is { RequiresGradient: true, Tape.CheapValues: not CheapValues.Kept and var cheap }) output.Source = new ValueSource(this, forEach: cheap == CheapValues.MadeForEach);
         return output;
     }
+
+    /// <summary>
+    /// The value of the output that was named to <see cref="MakeAgain"/>, once more and in the same bits; the caller takes it over. Runs before this function's backward, at most once per reader.
+    /// </summary>
+    protected internal virtual Tensor MakeOutput() => throw new InvalidOperationException($"{GetType().Name} does not make its output again");
 
     /// <summary>Takes over a tensor that only backward will read.</summary>
     protected Tensor Keep(Tensor tensor)
@@ -63,7 +81,13 @@ public abstract class Function
 
     private void Hold(IDisposable saved)
     {
-        if (_savedCount == _saved.Length) Array.Resize(ref _saved, _savedCount + 3);
+        if (_savedCount == _saved.Length)
+        {
+            IDisposable?[] former = _saved;
+            _saved = SpareArrays<IDisposable>.Take(Math.Max(SavedRoom, 2 * former.Length));
+            former.CopyTo(_saved, 0);
+            SpareArrays<IDisposable>.Return(former);
+        }
         _saved[_savedCount++] = saved;
     }
 
@@ -76,39 +100,63 @@ public abstract class Function
     /// <summary>Frees what was saved. Overridden by functions that hold more than tensors; always called exactly once.</summary>
     protected internal virtual void Release()
     {
-        foreach (IDisposable saved in _saved.AsSpan(0, _savedCount)) saved.Dispose();
+        for (int i = 0; i < _savedCount; i++) _saved[i]!.Dispose();
+        SpareArrays<IDisposable>.Return(_saved);
         (_saved, _savedCount) = ([], 0);
+    }
+
+    /// <summary>Lets the inputs go: nothing runs this function any more.</summary>
+    internal void Forget()
+    {
+        SpareArrays<Variable>.Return(_inputs);
+        _inputs = [];
     }
 
     /// <summary>
     /// Puts this function on the tape of its inputs (null inputs are skipped) and wraps its output, which it takes over.
     /// Where no input wants a gradient nothing is recorded: the output is a constant.
     /// </summary>
-    protected Variable Record(ReadOnlySpan<Variable?> inputs, Tensor output) => Record(inputs, [output])[0];
+    protected Variable Record(ReadOnlySpan<Variable?> inputs, Tensor output)
+    {
+        RecordCore(inputs, [output], token: false);
+        return _output!;
+    }
 
     /// <inheritdoc cref="Record(ReadOnlySpan{Variable}, Tensor)"/>
-    protected Variable[] Record(ReadOnlySpan<Variable?> inputs, ReadOnlySpan<Tensor> outputs) => RecordCore(inputs, outputs, token: false);
+    protected Variable[] Record(ReadOnlySpan<Variable?> inputs, ReadOnlySpan<Tensor> outputs)
+    {
+        RecordCore(inputs, outputs, token: false);
+        return _outputs ?? (_output is null ? [] : [_output]);
+    }
 
     /// <summary>
-    /// Records with one output more, the last: a token without value. A later function that takes it as an input has its backward run before this one's, and calls
+    /// Records with a single output, a token without value. A later function that takes it as an input has its backward run before this one's, and calls
     /// <see cref="BackwardPass.Reach"/> to say that it has: how two functions share one exchange of messages.
     /// </summary>
-    protected Variable[] RecordToken(ReadOnlySpan<Variable?> inputs, ReadOnlySpan<Tensor> outputs) => RecordCore(inputs, outputs, token: true);
-
-    private Variable[] RecordCore(ReadOnlySpan<Variable?> inputs, ReadOnlySpan<Tensor> outputs, bool token)
+    protected Variable RecordToken(ReadOnlySpan<Variable?> inputs)
     {
-        Inputs = new Variable[inputs.Length];
-        for (int i = 0; i < inputs.Length; i++) Inputs[i] = inputs[i] ?? Absent;
+        RecordCore(inputs, [], token: true);
+        return _output!;
+    }
+
+    private void RecordCore(ReadOnlySpan<Variable?> inputs, ReadOnlySpan<Tensor> outputs, bool token)
+    {
+        _inputs = SpareArrays<Variable>.Take(inputs.Length)!;
+        bool requiresGradient = false;
+        Device? device = null;
+        for (int i = 0; i < inputs.Length; i++)
+        {
+            _inputs[i] = inputs[i] ?? Absent;
+            requiresGradient |= _inputs[i].RequiresGradient;
+            device ??= inputs[i]?.Device;
+        }
         TakeSequence();
-        bool requiresGradient = Inputs.Any(i => i.RequiresGradient);
-        Device device = Inputs.First(i => i != Absent).Device;
         try
         {
-            Tape? tape = Tape.Of(Inputs, requiresGradient);
-            requiresGradient &= tape?.Records(Inputs) ?? false;
-            Outputs = new Variable[outputs.Length + (token ? 1 : 0)];
-            for (int i = 0; i < Outputs.Length; i++)
-                Outputs[i] = new Variable(i < outputs.Length ? outputs[i] : null, requiresGradient, tape, device);
+            Tape? tape = Tape.Of(_inputs, requiresGradient);
+            requiresGradient &= tape?.Records(_inputs) ?? false;
+            if (token || outputs.Length == 1) _output = new Variable(token ? null : outputs[0], requiresGradient, tape, device!);
+            else _outputs = OutputsOf(outputs, requiresGradient, tape, device!);
             tape?.Add(this, requiresGradient);
         }
         catch
@@ -117,8 +165,16 @@ public abstract class Function
             Release();
             throw;
         }
-        if (!requiresGradient) Release();
-        return Outputs;
+        if (requiresGradient) return;
+        Release();
+        Forget();
+    }
+
+    private static Variable[] OutputsOf(ReadOnlySpan<Tensor> values, bool requiresGradient, Tape? tape, Device device)
+    {
+        var outputs = new Variable[values.Length];
+        for (int i = 0; i < outputs.Length; i++) outputs[i] = new Variable(values[i], requiresGradient, tape, device);
+        return outputs;
     }
 
     private protected void TakeSequence() => Sequence = Interlocked.Increment(ref s_clock);

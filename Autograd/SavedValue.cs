@@ -80,14 +80,14 @@ public sealed class SavedValue : IDisposable
 }
 
 /// <summary>How the function that made a value makes it again: for all who read it, freed when the last has, or for each of them.</summary>
-internal sealed class ValueSource(Func<Tensor> make, bool forEach)
+internal sealed class ValueSource(Function maker, bool forEach)
 {
     private int _readers;
     private Tensor? _made;
 
     public void AddReader() => _readers++;
 
-    public Tensor Read() => forEach ? make() : (_made ??= make()).Share();
+    public Tensor Read() => forEach ? maker.MakeOutput() : (_made ??= maker.MakeOutput()).Share();
 
     public void EndReader()
     {

@@ -234,6 +234,7 @@ public sealed class Tape : IDisposable
             input.EndUse();
             if (ran && input.IsGradientComplete && !(s_completed ??= []).Contains(input)) s_completed.Add(input);
         }
+        function.Forget();
     }
 
     internal void HandleDisposed()

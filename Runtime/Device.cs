@@ -16,6 +16,9 @@ public enum DeviceKind
 /// </summary>
 public abstract class Device : IDisposable
 {
+    /// <summary>Storages that nobody owns any more, for the allocations to come: a step makes and frees hundreds.</summary>
+    private readonly Stack<Storage> _spare = new();
+
     protected Device(string name, DeviceKind kind)
     {
         Name = name;
@@ -58,7 +61,21 @@ public abstract class Device : IDisposable
     internal Storage Allocate(long bytes, MemoryCategory category)
     {
         (nint pointer, AllocationTicket ticket) = AllocateMemory(bytes, category);
-        return new Storage(this, pointer, owned: true, ticket);
+        return SpareStorage().Begin(pointer, owned: true, ticket);
+    }
+
+    /// <summary>A storage over memory that another library owns.</summary>
+    internal Storage Borrow(nint pointer, long bytes) => SpareStorage().Begin(pointer, owned: false, new AllocationTicket(0, bytes, default));
+
+    private Storage SpareStorage()
+    {
+        lock (_spare) return _spare.TryPop(out Storage? spare) ? spare : new Storage(this);
+    }
+
+    /// <summary>Takes back a storage whose last owner has gone.</summary>
+    internal void TakeBack(Storage storage)
+    {
+        lock (_spare) _spare.Push(storage);
     }
 
     internal (nint Pointer, AllocationTicket Ticket) AllocateMemory(long bytes, MemoryCategory category)

@@ -13,11 +13,12 @@ public sealed class AddRmsNorm : Function
     private readonly Tensor _h;
     private readonly SavedValue? _weight;
     private readonly Tensor _inverseRms;
+    private readonly double _eps;
     private readonly bool _hasResidual;
 
-    private AddRmsNorm(Tensor h, Variable? weight, Tensor inverseRms, bool hasResidual)
+    private AddRmsNorm(Tensor h, Variable? weight, double eps, Tensor inverseRms, bool hasResidual)
     {
-        _hasResidual = hasResidual;
+        (_eps, _hasResidual) = (eps, hasResidual);
         _h = Save(h);
         _weight = SaveOptional(weight);
         _inverseRms = Keep(inverseRms);
@@ -35,15 +36,15 @@ public sealed class AddRmsNorm : Function
         Tensor inverseRms = Tensor.Empty([x.Shape.Rows], x.DType.Accumulator(), x.Device);
         if (residual is null) x.Device.Backend.RmsNorm(h, weight?.Value, eps, y, inverseRms);
         else x.Device.Backend.AddRmsNorm(x.Value, residual.Value, weight?.Value, eps, h, y, inverseRms);
-        var function = new AddRmsNorm(h, weight, inverseRms, residual is not null);
+        var function = new AddRmsNorm(h, weight, eps, inverseRms, residual is not null);
         Variable[] outputs = function.Record([x, residual, weight], [h, y]);
-        return (outputs[0], MakeAgain(outputs[1], () => function.Norm(eps)));
+        return (outputs[0], function.MakeAgain(outputs[1]));
     }
 
-    private Tensor Norm(double eps)
+    protected internal override Tensor MakeOutput()
     {
         Tensor y = Tensor.Empty(_h.Shape, _h.DType, _h.Device);
-        _h.Device.Backend.RmsNorm(_h, _weight?.Tensor, eps, y, _inverseRms);
+        _h.Device.Backend.RmsNorm(_h, _weight?.Tensor, _eps, y, _inverseRms);
         return y;
     }
 

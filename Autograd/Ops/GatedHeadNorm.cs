@@ -14,13 +14,15 @@ public sealed class GatedHeadNorm : Function
     private readonly SavedValue? _weight;
     private readonly SavedValue? _gate;
     private readonly Tensor _inverseRms;
+    private readonly double _eps;
 
-    private GatedHeadNorm(Variable x, Variable? weight, Variable? gate, Tensor inverseRms)
+    private GatedHeadNorm(Variable x, Variable? weight, Variable? gate, double eps, Tensor inverseRms)
     {
         _x = Save(x);
         _weight = SaveOptional(weight);
         _gate = SaveOptional(gate);
         _inverseRms = Keep(inverseRms);
+        _eps = eps;
     }
 
     public static Variable Apply(Variable x, Variable? weight, Variable? gate, double eps)
@@ -33,14 +35,14 @@ public sealed class GatedHeadNorm : Function
         Tensor y = Tensor.Empty(x.Shape, x.DType, x.Device);
         Tensor inverseRms = Tensor.Empty([x.Shape.Rows], x.DType.Accumulator(), x.Device);
         x.Device.Backend.GatedHeadNorm(x.Value, weight?.Value, gate?.Value, eps, y, inverseRms);
-        var function = new GatedHeadNorm(x, weight, gate, inverseRms);
-        return MakeAgain(function.Record([x, weight, gate], y), () => function.Norm(eps));
+        var function = new GatedHeadNorm(x, weight, gate, eps, inverseRms);
+        return function.MakeAgain(function.Record([x, weight, gate], y));
     }
 
-    private Tensor Norm(double eps)
+    protected internal override Tensor MakeOutput()
     {
         Tensor x = _x.Tensor, y = Tensor.Empty(x.Shape, x.DType, x.Device);
-        x.Device.Backend.GatedHeadNorm(x, _weight?.Tensor, _gate?.Tensor, eps, y, _inverseRms);
+        x.Device.Backend.GatedHeadNorm(x, _weight?.Tensor, _gate?.Tensor, _eps, y, _inverseRms);
         return y;
     }
 

@@ -27,8 +27,10 @@ public sealed class GatedLinearUnit : Function
         if (gate.Shape != up.Shape || gate.DType != up.DType)
             throw new LaspException($"a gated linear unit takes gate and up of one shape and type, got {gate.DType} {gate.Shape} and {up.DType} {up.Shape}");
         var function = new GatedLinearUnit(gate, up, activation);
-        return MakeAgain(function.Record([gate, up], Make(gate.Value, up.Value, activation)), () => Make(function._gate.Tensor, function._up.Tensor, activation));
+        return function.MakeAgain(function.Record([gate, up], Make(gate.Value, up.Value, activation)));
     }
+
+    protected internal override Tensor MakeOutput() => Make(_gate.Tensor, _up.Tensor, _activation);
 
     private static Tensor Make(Tensor gate, Tensor up, GateActivation activation)
     {

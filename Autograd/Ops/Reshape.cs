@@ -8,18 +8,26 @@ namespace LaspNative.Autograd;
 /// </summary>
 public sealed class Reshape : Function
 {
-    private readonly Shape _shape;
+    private readonly Shape _from;
+    private readonly Shape _to;
+    private readonly SavedValue? _source; // what can be made again
 
-    private Reshape(Shape shape) => _shape = shape;
+    private Reshape(Variable x, Shape to)
+    {
+        (_from, _to) = (x.Shape, to);
+        _source = x.Source is null ? null : Save(x);
+    }
 
     public static Variable Apply(Variable x, Shape shape)
     {
         ArgumentNullException.ThrowIfNull(x);
-        var function = new Reshape(x.Shape);
-        SavedValue? source = x.Source is null ? null : function.Save(x);
-        Variable y = function.Record([x], x.Value.View(shape));
-        return source is null ? y : MakeAgain(y, () => source.Tensor.View(shape));
+        Tensor view = x.Value.View(shape);
+        var function = new Reshape(x, shape);
+        Variable y = function.Record([x], view);
+        return function._source is null ? y : function.MakeAgain(y);
     }
 
-    protected internal override void Backward(BackwardPass pass) => pass.Give(0, pass.RequiredOutput(0).View(_shape));
+    protected internal override Tensor MakeOutput() => _source!.Tensor.View(_to);
+
+    protected internal override void Backward(BackwardPass pass) => pass.Give(0, pass.RequiredOutput(0).View(_from));
 }

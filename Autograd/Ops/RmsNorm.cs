@@ -12,12 +12,14 @@ public sealed class RmsNorm : Function
     private readonly SavedValue _x;
     private readonly SavedValue? _weight;
     private readonly Tensor _inverseRms;
+    private readonly double _eps;
 
-    private RmsNorm(Variable x, Variable? weight, Tensor inverseRms)
+    private RmsNorm(Variable x, Variable? weight, double eps, Tensor inverseRms)
     {
         _x = Save(x);
         _weight = SaveOptional(weight);
         _inverseRms = Keep(inverseRms);
+        _eps = eps;
     }
 
     public static Variable Apply(Variable x, Variable? weight, double eps)
@@ -28,14 +30,14 @@ public sealed class RmsNorm : Function
         Tensor y = Tensor.Empty(x.Shape, x.DType, x.Device);
         Tensor inverseRms = Tensor.Empty([x.Shape.Rows], x.DType.Accumulator(), x.Device);
         x.Device.Backend.RmsNorm(x.Value, weight?.Value, eps, y, inverseRms);
-        var function = new RmsNorm(x, weight, inverseRms);
-        return MakeAgain(function.Record([x, weight], y), () => function.Norm(eps));
+        var function = new RmsNorm(x, weight, eps, inverseRms);
+        return function.MakeAgain(function.Record([x, weight], y));
     }
 
-    private Tensor Norm(double eps)
+    protected internal override Tensor MakeOutput()
     {
         Tensor x = _x.Tensor, y = Tensor.Empty(x.Shape, x.DType, x.Device);
-        x.Device.Backend.RmsNorm(x, _weight?.Tensor, eps, y, _inverseRms);
+        x.Device.Backend.RmsNorm(x, _weight?.Tensor, _eps, y, _inverseRms);
         return y;
     }
 

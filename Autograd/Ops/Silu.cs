@@ -17,8 +17,10 @@ public sealed class Silu : Function
     {
         ArgumentNullException.ThrowIfNull(x);
         var function = new Silu(x);
-        return MakeAgain(function.Record([x], Make(x.Value)), () => Make(function._x.Tensor));
+        return function.MakeAgain(function.Record([x], Make(x.Value)));
     }
+
+    protected internal override Tensor MakeOutput() => Make(_x.Tensor);
 
     private static Tensor Make(Tensor x)
     {

@@ -26,8 +26,10 @@ public sealed class SiluRope : Function
         ArgumentNullException.ThrowIfNull(runs);
         PositionRuns.Require(runs, x.Shape);
         var function = new SiluRope(x, runs, theta);
-        return MakeAgain(function.Record([x], function.Make(x.Value)), () => function.Make(function._x.Tensor));
+        return function.MakeAgain(function.Record([x], function.Make(x.Value)));
     }
+
+    protected internal override Tensor MakeOutput() => Make(_x.Tensor);
 
     private Tensor Make(Tensor x)
     {

@@ -29,8 +29,12 @@ public sealed class AttentionCall : SequenceCall
     public long StateBytes => StateShape.Count * DType.Accumulator().Size();
 
     /// <summary>The chunk of a rank as pieces of documents; where nothing is packed, the batch rows are one document of N tokens.</summary>
-    internal IReadOnlyList<DocumentPiece> PiecesOf(int rank) =>
-        Partition.Tokens == 0 ? [] : (Documents ?? new PackedDocuments([0, Partition.Tokens])).Pieces(Partition.Start(rank), Partition.Length(rank));
+    internal IReadOnlyList<DocumentPiece> PiecesOf(int rank)
+    {
+        (long start, long length) = (Partition.Start(rank), Partition.Length(rank));
+        if (length == 0) return [];
+        return Documents?.Pieces(start, length) ?? [new DocumentPiece(0, 0, length, IsFirst: start == 0, IsLast: start + length == Partition.Tokens)];
+    }
 
     /// <summary>The pieces that are computed here: this rank's chunk, or the whole sequence of a head shard.</summary>
     internal IReadOnlyList<DocumentPiece> OwnPieces => PiecesOf(Partition.Ranks == 1 ? 0 : Group.Rank);

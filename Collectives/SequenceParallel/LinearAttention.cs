@@ -93,7 +93,7 @@ public static class LinearAttention
     /// <summary>Backward: dk, dv and the parts of dDecay and dInitialState, once the state gradients have arrived.</summary>
     private sealed class BeginFunction(AttentionExchange exchange) : Function
     {
-        public Variable Record(Variable k, Variable v, Variable? decay, Variable? initialState) => RecordToken([k, v, decay, initialState], [])[0];
+        public Variable Record(Variable k, Variable v, Variable? decay, Variable? initialState) => RecordToken([k, v, decay, initialState]);
 
         protected override void Backward(BackwardPass pass)
         {

@@ -51,7 +51,7 @@ public static class SoftmaxAttention
     /// <summary>Backward: dk and dv, once they have arrived.</summary>
     private sealed class BeginFunction(SoftmaxExchange exchange) : Function
     {
-        public Variable Record(Variable k, Variable v) => RecordToken([k, v], [])[0];
+        public Variable Record(Variable k, Variable v) => RecordToken([k, v]);
 
         protected override void Backward(BackwardPass pass)
         {

@@ -37,22 +37,13 @@ internal abstract class AttentionLayer : IDisposable
 
     /// <summary>[B, C, hidden] to [B, C, heads, D].</summary>
     protected Variable Heads(Variable x, Variable weight, int heads) =>
-        Consume(Linear.Apply(x, weight), flat => Reshape.Apply(flat, [x.Shape[0], x.Shape[1], heads, Config.HeadWidth]));
+        Linear.Apply(x, weight, [x.Shape[0], x.Shape[1], heads, Config.HeadWidth]);
 
     /// <summary>Turns heads by their tokens' positions.</summary>
-    protected Variable Rotate(Variable heads, SequenceContext sequence) => Consume(heads, h => Rope.Apply(h, sequence.Positions, Config.RopeTheta));
+    protected Variable Rotate(Variable heads, SequenceContext sequence) => Rope.Apply(heads, sequence.Positions, Config.RopeTheta);
 
     /// <summary>o [B, C, H, D] to [B, C, hidden].</summary>
-    protected Variable Merge(Variable o)
-    {
-        using Variable merged = Reshape.Apply(o, [o.Shape[0], o.Shape[1], _oProj.Shape[1]]);
-        return Linear.Apply(merged, _oProj);
-    }
-
-    protected static Variable Consume(Variable input, Func<Variable, Variable> op)
-    {
-        using (input) return op(input);
-    }
+    protected Variable Merge(Variable o) => Linear.Apply(o, _oProj, [o.Shape[0], o.Shape[1], _oProj.Shape[0]]);
 
     public virtual void Dispose() { }
 }

@@ -13,15 +13,21 @@ internal sealed class FullAttentionLayer(LinearLlamaConfig config, string prefix
     public override Variable Forward(Variable x, SequenceContext sequence)
     {
         using PendingSoftmaxAttention pending = BeginAttention(x, sequence);
-        using Variable q = Rotate(Heads(x, QueryProjection, Config.NumAttentionHeads), sequence);
+        using Variable q = Rotated(x, QueryProjection, Config.NumAttentionHeads, sequence);
         using Variable o = SoftmaxAttention.Finish(q, pending);
         return Merge(o);
     }
 
     private PendingSoftmaxAttention BeginAttention(Variable x, SequenceContext sequence)
     {
-        using Variable k = Rotate(Heads(x, KeyProjection, KeyValueHeads), sequence);
+        using Variable k = Rotated(x, KeyProjection, KeyValueHeads, sequence);
         using Variable v = Heads(x, ValueProjection, KeyValueHeads);
         return SoftmaxAttention.Begin(k, v, sequence.Group, sequence.SoftmaxStrategy, sequence.Attention(Config));
+    }
+
+    private Variable Rotated(Variable x, Variable weight, int heads, SequenceContext sequence)
+    {
+        using Variable projected = Heads(x, weight, heads);
+        return Rotate(projected, sequence);
     }
 }

@@ -52,13 +52,16 @@ internal sealed class LinearAttentionLayer : AttentionLayer
     private Variable Features(Variable x, Variable weight, int heads, SequenceContext sequence)
     {
         Variable projected = Heads(x, weight, heads);
-        return (Config.FeatureMap, Config.LinearRope) switch
+        if (Config is { FeatureMap: not FeatureMap.Silu, LinearRope: false }) return projected;
+        using (projected)
         {
-            (FeatureMap.Silu, true) => Consume(projected, h => SiluRope.Apply(h, sequence.Positions, Config.RopeTheta)),
-            (FeatureMap.Silu, false) => Consume(projected, Silu.Apply),
-            (_, true) => Rotate(projected, sequence),
-            _ => projected,
-        };
+            return (Config.FeatureMap, Config.LinearRope) switch
+            {
+                (FeatureMap.Silu, true) => SiluRope.Apply(projected, sequence.Positions, Config.RopeTheta),
+                (FeatureMap.Silu, false) => Silu.Apply(projected),
+                _ => Rotate(projected, sequence),
+            };
+        }
     }
 
     public override void Dispose() => _decay?.Dispose();

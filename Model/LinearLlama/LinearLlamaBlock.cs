@@ -34,8 +34,11 @@ internal sealed class LinearLlamaBlock : IDisposable
     /// <summary>The stream of x [B, C, hidden] to that of y; takes the former over.</summary>
     public ResidualStream Forward(ResidualStream x, SequenceContext sequence)
     {
-        ResidualStream h = Continue(x, _inputNorm, normed => _attention.Forward(normed, sequence));
-        return Continue(h, _postAttentionNorm, normed => FeedForward(normed, sequence));
+        (Variable sum, Variable normed) = x.Norm(_inputNorm, _config.RmsNormEps);
+        ResidualStream h;
+        using (normed) h = new ResidualStream(sum, _attention.Forward(normed, sequence));
+        (sum, normed) = h.Norm(_postAttentionNorm, _config.RmsNormEps);
+        using (normed) return new ResidualStream(sum, FeedForward(normed, sequence));
     }
 
     /// <summary>As <see cref="Forward"/>, keeping nothing but x, and where they are wanted the attention's entering states, until backward runs the block again.</summary>
@@ -51,12 +54,6 @@ internal sealed class LinearLlamaBlock : IDisposable
     {
         ResidualStream y = Forward(new ResidualStream(x, null), sequence);
         return [y.Sum, y.Branch!];
-    }
-
-    private ResidualStream Continue(ResidualStream stream, Variable? norm, Func<Variable, Variable> branch)
-    {
-        (Variable sum, Variable normed) = stream.Norm(norm, _config.RmsNormEps);
-        using (normed) return new ResidualStream(sum, branch(normed));
     }
 
     private Variable FeedForward(Variable normed, SequenceContext sequence)

@@ -74,10 +74,11 @@ public interface IBackend
 
     /// <summary>
     /// c = alpha * op(a) op(b) + beta * c with op(x) = x or its transpose over the last two dimensions.
-    /// a, b, c are matrices [M,K], [K,N], [M,N] after op, or batches of them with one leading dimension [G, ...], contiguous. a and b share T; c is T or Acc. beta = 0 never reads c.
+    /// a, b, c are matrices [M,K], [K,N], [M,N] after op, or batches of them with one leading dimension [G, ...], contiguous; tensors of any shape are with <see cref="Matrix.Of"/>. a and b share T; c is T or Acc.
+    /// beta = 0 never reads c.
     /// Accumulates in Acc.
     /// </summary>
-    void Gemm(Tensor a, bool transposeA, Tensor b, bool transposeB, double alpha, double beta, Tensor c);
+    void Gemm(Matrix a, bool transposeA, Matrix b, bool transposeB, double alpha, double beta, Matrix c);
 
     // ---- Embedding (Embedding.cs) ----
 

@@ -8,39 +8,43 @@ namespace LaspNative.Runtime;
 /// </summary>
 public sealed class Tensor : IDisposable
 {
-    private readonly Storage _storage;
-    private readonly SharedShape _shape;
-    private readonly long _offset;
-    private int _disposed;
+    /// <summary>In place of the offset of a tensor that was disposed.</summary>
+    private const long Disposed = -1;
 
-    private Tensor(Storage storage, long offset, SharedShape shape, DType dtype)
+    private readonly Storage _storage;
+    private readonly TensorLayout _layout;
+    private long _offset; // bytes into the storage
+
+    private Tensor(Storage storage, long offset, TensorLayout layout)
     {
         _storage = storage;
         _offset = offset;
-        _shape = shape;
-        DType = dtype;
+        _layout = layout;
     }
 
-    public Shape Shape => _shape.Value;
+    public Shape Shape => _layout.Shape;
 
-    public DType DType { get; }
+    public DType DType => _layout.DType;
 
     public Device Device => _storage.Device;
 
-    public long Count => Shape.Count;
+    public long Count => _layout.Count;
 
     /// <summary>Whether other tensors view this memory too: then it must not be written through this one alone.</summary>
-    public bool IsShared => _storage.IsShared;
+    public bool IsShared => Held.IsShared;
 
     public long Bytes => Count * DType.Size();
 
     /// <summary>Address of the first element, in the device's address space.</summary>
-    public nint Pointer
+    public nint Pointer => Held.Pointer + (nint)_offset;
+
+    /// <summary>The storage, while this tensor is one of its owners. After that the device may have given it to others, so nothing but its device is asked of it.</summary>
+    private Storage Held
     {
         get
         {
-            ObjectDisposedException.ThrowIf(_disposed != 0, this);
-            return _storage.Pointer + (nint)_offset;
+            ObjectDisposedException.ThrowIf(Volatile.Read(ref _offset) == Disposed, this);
+            return _storage;
         }
     }
 
@@ -49,7 +53,7 @@ public sealed class Tensor : IDisposable
     {
         ArgumentNullException.ThrowIfNull(device);
         long bytes = checked(shape.Count * dtype.Size());
-        return new Tensor(device.Allocate(bytes, category), 0, SharedShape.Of(shape), dtype);
+        return new Tensor(device.Allocate(bytes, category), 0, TensorLayout.Of(shape, dtype));
     }
 
     public static Tensor Zeros(Shape shape, DType dtype, Device device, MemoryCategory category = MemoryCategory.Activations)
@@ -81,18 +85,18 @@ public sealed class Tensor : IDisposable
     {
         ArgumentNullException.ThrowIfNull(device);
         if (pointer == 0 && shape.Count > 0) throw new LaspException($"a null pointer cannot hold a tensor of shape {shape}; pass the address of device memory");
-        return new Tensor(new Storage(device, pointer, owned: false, new AllocationTicket(0, shape.Count * dtype.Size(), default)), 0, SharedShape.Of(shape), dtype);
+        return new Tensor(device.Borrow(pointer, shape.Count * dtype.Size()), 0, TensorLayout.Of(shape, dtype));
     }
 
     /// <summary>The same elements under another shape; shares memory.</summary>
     public Tensor View(Shape shape)
     {
         if (shape.Count != Count) throw new LaspException($"a tensor of shape {Shape} cannot be viewed as {shape}: {Count} elements against {shape.Count}");
-        return Share(0, SharedShape.Of(shape));
+        return Share(0, TensorLayout.Of(shape, DType));
     }
 
     /// <summary>A second owner of the same tensor; shares memory.</summary>
-    public Tensor Share() => Share(0, _shape);
+    public Tensor Share() => Share(0, _layout);
 
     /// <summary>Rows [start, start + count) of the first dimension; shares memory.</summary>
     public Tensor Slice(long start, long count)
@@ -106,23 +110,29 @@ public sealed class Tensor : IDisposable
             extents[i] = i == 0 ? count : Shape[i];
             if (i > 0) stride *= Shape[i];
         }
-        return Share(start * stride * DType.Size(), SharedShape.Of(new Shape(extents)));
+        return Share(start * stride * DType.Size(), TensorLayout.Of(new Shape(extents), DType));
     }
 
-    private Tensor Share(long offset, SharedShape shape)
+    /// <summary>The elements from <paramref name="start"/> on, in row-major order, under a shape of their own; shares memory.</summary>
+    public Tensor Part(long start, Shape shape)
     {
-        ObjectDisposedException.ThrowIf(_disposed != 0, this);
-        _storage.Retain();
-        return new Tensor(_storage, _offset + offset, shape, DType);
+        if (start < 0 || start > Count - shape.Count) throw new LaspException($"elements [{start}, {start + shape.Count}) do not lie in a tensor of shape {Shape}");
+        return Share(start * DType.Size(), TensorLayout.Of(shape, DType));
+    }
+
+    private Tensor Share(long offset, TensorLayout layout)
+    {
+        Held.Retain();
+        return new Tensor(_storage, _offset + offset, layout);
     }
 
     /// <summary>
     /// Frees the memory under this tensor and all that view it; they stay, and are usable again after <see cref="RestoreMemory"/>. For parameters that are only there while they are needed.
     /// </summary>
-    public void EvictMemory() => _storage.Evict();
+    public void EvictMemory() => Held.Evict();
 
     /// <summary>Allocates the memory again that <see cref="EvictMemory"/> freed, for all tensors that view it. It is uninitialised.</summary>
-    public void RestoreMemory() => _storage.Restore();
+    public void RestoreMemory() => Held.Restore();
 
     /// <summary>Copies to the host; waits for the device's queued work first.</summary>
     public void CopyTo<T>(Span<T> destination) where T : unmanaged
@@ -159,7 +169,7 @@ public sealed class Tensor : IDisposable
 
     public void Dispose()
     {
-        if (Interlocked.Exchange(ref _disposed, 1) == 0) _storage.Release();
+        if (Interlocked.Exchange(ref _offset, Disposed) != Disposed) _storage.Release();
     }
 
     public override string ToString() => $"{DType} {Shape} on {Device.Name}";

@@ -44,7 +44,7 @@ public sealed class TokenTests
 
     private sealed class First(List<string> log) : Function
     {
-        public Variable Begin(Variable x) => RecordToken([x], [])[0];
+        public Variable Begin(Variable x) => RecordToken([x]);
 
         protected internal override void Backward(BackwardPass pass)
         {

@@ -23,7 +23,13 @@ internal sealed unsafe partial class CpuBackend(CpuDevice device) : IBackend
     }
 
     /// <summary>Cuts [0, count) into runs of <paramref name="grain"/> and calls body(start, length) for each, in any order.</summary>
-    private void ForRanges(long count, long grain, Action<long, int> body) =>
+    private void ForRanges(long count, long grain, Action<long, int> body)
+    {
+        if (count > grain) ForSeveralRanges(count, grain, body);
+        else if (count > 0) body(0, (int)count);
+    }
+
+    private void ForSeveralRanges(long count, long grain, Action<long, int> body) =>
         ForEach((count + grain - 1) / grain, i => body(i * grain, (int)Math.Min(grain, count - (i * grain))));
 
     private static void RequireSameCount(Tensor a, Tensor b)
