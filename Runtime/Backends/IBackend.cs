@@ -266,6 +266,12 @@ public interface IBackend
     // q [B,C,H,D], k [B,M,Hk,D], v [B,M,Hk,E]. ranges I64 [C,2]: query i sees the keys whose global index lies in [ranges[i,0], ranges[i,1]] (causal, documents and their absence are all that);
     // key j of the block has global index firstKey + j. No [C,M] matrix is ever held.
 
+    /// <summary>
+    /// ranges of the queries at tokens firstToken, firstToken + 1, ..: from the first token of the query's document to the query itself (causal), or to the document's last token.
+    /// bounds I64 [documents + 1]: where each packed document starts, from 0, and the end of the last; null: the sequence of this many tokens is one.
+    /// </summary>
+    void KeyRanges(Tensor? bounds, long tokens, long firstToken, bool causal, Tensor ranges);
+
     /// <summary>o_i = sum_j softmax_j(scale q_i.k_j) v_j over the visible keys of this block, logSumExp [B,C,H] of Acc; a query that sees none has o = 0 and logSumExp = -infinity. o is T or Acc.</summary>
     void SoftmaxAttention(Tensor q, Tensor k, Tensor v, Tensor ranges, long firstKey, double scale, Tensor o, Tensor logSumExp);
 
