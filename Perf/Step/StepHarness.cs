@@ -16,6 +16,7 @@ internal sealed class StepHarness(StepHarnessOptions options, TextWriter text)
     private readonly List<Measurement> _rows = [];
     private readonly StepTable _table = new(text);
     private readonly long _began = Stopwatch.GetTimestamp();
+    private CancellationToken _interrupted;
 
     /// <summary>Runs the cases and writes the record. True when none failed.</summary>
     public bool Run(IReadOnlyList<StepCase> cases)
@@ -23,6 +24,9 @@ internal sealed class StepHarness(StepHarnessOptions options, TextWriter text)
         if (cases.Count == 0) throw new LaspException("no case is left to run; see --only");
         PerformanceRecord? before = options.Compare is null ? null : PerformanceRecord.Read(options.Compare);
         DeviceKind kind = cases[0].Options.World.Device;
+        // A process that dies in the middle of a collective leaves its GPUs busy for a while: it ends after the step instead.
+        using var interruption = new Interruption();
+        _interrupted = interruption.Token;
         // Held to the end, or every case would make the GPU's context anew.
         using CudaContext? context = kind == DeviceKind.Cuda ? CudaContext.OpenPrimary(0) : null;
         Ceilings ceilings = CeilingsOf(kind);
@@ -52,6 +56,7 @@ internal sealed class StepHarness(StepHarnessOptions options, TextWriter text)
     {
         var row = new Measurement(one.Name, one.Shape);
         if (Stopwatch.GetElapsedTime(_began) > options.Budget) return row with { Skipped = FormattableString.Invariant($"the budget of {options.Budget.TotalSeconds:0} s is spent") };
+        if (_interrupted.IsCancellationRequested) return row with { Skipped = "interrupted" };
         if (ExpectedSeconds(one) is { } expected && expected > options.Limit.TotalSeconds)
             return row with { Skipped = FormattableString.Invariant($"a step is expected to take {expected:0} s, over the limit of {options.Limit.TotalSeconds:0} s") };
         long started = Stopwatch.GetTimestamp();
@@ -81,7 +86,7 @@ internal sealed class StepHarness(StepHarnessOptions options, TextWriter text)
         TrainOptions run = one.Options with { LeavesNothing = true, Recipe = one.Options.Recipe with { Steps = options.AllSteps } };
         run.Validate();
         TokenStream tokens = RandomTokens(run.Config.VocabSize, one.Tokens + 1);
-        using var limit = new CancellationTokenSource();
+        using var limit = CancellationTokenSource.CreateLinkedTokenSource(_interrupted);
         var outcomes = new RankOutcome[one.Ranks];
         World.Run(run.World with { Ranks = one.Ranks }, rank => outcomes[rank.Rank] = new StepOnRank(options, run, tokens, rank, limit).Run(), limit.Token);
         return outcomes;
