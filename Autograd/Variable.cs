@@ -113,7 +113,8 @@ public sealed class Variable : IDisposable
         if (!IsLeaf || gradient.Count != Shape.Count || (gradient.DType != DType && gradient.DType != DType.Accumulator()))
             throw new LaspException($"a gradient {gradient.DType} {gradient.Shape} cannot be put at a variable {DType} {Shape}; it takes a leaf, and as many elements of {DType.Accumulator()} or {DType}");
         ZeroGradient();
-        using (gradient) Gradient = gradient.View(Shape);
+        if (gradient.Shape == Shape) Gradient = gradient;
+        else using (gradient) Gradient = gradient.View(Shape);
     }
 
     /// <summary>Moves a leaf to other memory: <paramref name="value"/>, of the same shape and type, is its value from here on. Takes ownership and frees the former value.</summary>

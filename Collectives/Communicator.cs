@@ -28,7 +28,7 @@ public abstract class Communicator : ICommunicator
     public CommunicationWork AllGather(Tensor source, Tensor destination)
     {
         CheckPair("AllGather", source, destination);
-        CheckCount("AllGather", destination, "destination", Size * source.Count, $"{Size} ranks x {source.Shape}");
+        CheckRanks("AllGather", destination, "destination", source);
         return Collect(CollectiveKind.AllGather, source, destination, 0, (Size - 1) * source.Bytes);
     }
 
@@ -48,7 +48,7 @@ public abstract class Communicator : ICommunicator
             Counters.Count(CollectiveKind.AllGather, (Size - 1) * source.Bytes);
             return gather;
         }
-        Tensor blocks = Tensor.Empty([Size, .. source.Shape], source.DType, Device, MemoryCategory.Communication);
+        Tensor blocks = Tensor.Empty(source.Shape.Times(Size), source.DType, Device, MemoryCategory.Communication);
         return new GatherByCopy(blocks, AllGather(source, blocks));
     }
 
@@ -63,7 +63,7 @@ public abstract class Communicator : ICommunicator
     {
         CheckPair("ReduceScatter", source, destination);
         CheckSummable("ReduceScatter", source);
-        CheckCount("ReduceScatter", source, "source", Size * destination.Count, $"{Size} ranks x {destination.Shape}");
+        CheckRanks("ReduceScatter", source, "source", destination);
         return Collect(CollectiveKind.ReduceScatter, source, destination, 0, (Size - 1) * destination.Bytes);
     }
 
@@ -87,7 +87,7 @@ public abstract class Communicator : ICommunicator
     public CommunicationWork AllToAll(Tensor source, Tensor destination)
     {
         CheckPair("AllToAll", source, destination);
-        CheckCount("AllToAll", destination, "destination", source.Count, $"{source.Shape}");
+        CheckSame("AllToAll", destination, "destination", source);
         if (source.Count % Size != 0) throw new LaspException($"AllToAll on rank {Rank}: {source.Count} elements do not divide among {Size} ranks");
         return Collect(CollectiveKind.AllToAll, source, destination, 0, (Size - 1) * (source.Bytes / Size));
     }
@@ -125,7 +125,7 @@ public abstract class Communicator : ICommunicator
         CheckPair("SendReceive", source, destination);
         if (to == Rank && from == Rank)
         {
-            CheckCount("SendReceive", destination, "destination", source.Count, $"{source.Shape}");
+            CheckSame("SendReceive", destination, "destination", source);
             return CopyAlone(source, destination);
         }
         CheckOther("SendReceive", to);
@@ -205,16 +205,25 @@ public abstract class Communicator : ICommunicator
         if (source.DType != destination.DType) throw new LaspException($"{operation} on rank {Rank}: the source is {source.DType}, the destination {destination.DType}; both need one type");
     }
 
-    private void CheckCount(string operation, Tensor tensor, string role, long expected, string reason)
+    private LaspException WrongCount(string operation, Tensor tensor, string role, long expected, string reason) =>
+        new($"{operation} on rank {Rank}: the {role} {tensor.Shape} has {tensor.Count} elements, {expected} are needed ({reason})");
+
+    /// <summary>One tensor holds as much as every rank's other one together.</summary>
+    private void CheckRanks(string operation, Tensor all, string role, Tensor own)
     {
-        if (tensor.Count != expected) throw new LaspException($"{operation} on rank {Rank}: the {role} {tensor.Shape} has {tensor.Count} elements, {expected} are needed ({reason})");
+        if (all.Count != Size * own.Count) throw WrongCount(operation, all, role, Size * own.Count, $"{Size} ranks x {own.Shape}");
+    }
+
+    private void CheckSame(string operation, Tensor tensor, string role, Tensor other)
+    {
+        if (tensor.Count != other.Count) throw WrongCount(operation, tensor, role, other.Count, $"{other.Shape}");
     }
 
     /// <summary>One tensor is this rank's block, the other the blocks of all ranks.</summary>
     private void CheckBlocks(string operation, Tensor own, string ownRole, Tensor all, string allRole, ReadOnlySpan<long> counts)
     {
         CheckTotal(operation, all, allRole, counts);
-        CheckCount(operation, own, ownRole, counts[Rank], $"the count of rank {Rank}");
+        if (own.Count != counts[Rank]) throw WrongCount(operation, own, ownRole, counts[Rank], $"the count of rank {Rank}");
     }
 
     private void CheckTotal(string operation, Tensor tensor, string role, ReadOnlySpan<long> counts)
@@ -226,7 +235,7 @@ public abstract class Communicator : ICommunicator
             if (count < 0) throw new LaspException($"{operation} on rank {Rank}: a count is {count}; counts are numbers of elements, 0 or more");
             total += count;
         }
-        CheckCount(operation, tensor, role, total, $"the sum of the {Size} counts");
+        if (tensor.Count != total) throw WrongCount(operation, tensor, role, total, $"the sum of the {Size} counts");
     }
 
     private void CheckSummable(string operation, Tensor tensor)

@@ -76,9 +76,6 @@ internal sealed class LocalExchange
     /// <summary>Whether the rank takes part and has not posted.</summary>
     public bool Expects(int rank) => _expected[rank];
 
-    /// <summary>The ranks that have not posted, counted as in the first group of the family.</summary>
-    public IEnumerable<int> MissingMembers() => Enumerable.Range(0, _expected.Length).Where(Expects).Select(r => Group.Members[r]);
-
     public void Arrive(int rank, StagedBlock? block)
     {
         _expected[rank] = false;

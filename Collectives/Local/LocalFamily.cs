@@ -28,6 +28,7 @@ internal sealed class LocalFamily(int size)
     /// <summary>Blocks the rank until the exchange is complete.</summary>
     public void Await(int rank, LocalExchange exchange)
     {
+        if (exchange.IsComplete) return;
         _waitingFor[rank] = exchange;
         FailIfDeadlocked(rank);
         while (!exchange.IsComplete && _failure is null) Monitor.Wait(Gate);
@@ -41,16 +42,25 @@ internal sealed class LocalFamily(int size)
     /// <summary>A rank that waits posts nothing: when it waits for a rank that waits for it, directly or through others and in any group, all of them wait for ever.</summary>
     private void FailIfDeadlocked(int rank)
     {
-        if (!LeadsBack(rank, rank, [])) return;
+        Span<bool> seen = size <= 256 ? stackalloc bool[size] : new bool[size];
+        seen.Clear();
+        if (!LeadsBack(rank, rank, seen)) return;
         IEnumerable<string> waits = Enumerable.Range(0, _waitingFor.Length).Where(r => _waitingFor[r] is { IsComplete: false }).Select(r => $"rank {r} for {_waitingFor[r]!.Describe()}");
         Fail($"ranks wait for one another ({string.Join(", ", waits)}); all ranks must call the same operations in the same order", null);
     }
 
-    private bool LeadsBack(int from, int to, HashSet<int> seen)
+    private bool LeadsBack(int from, int to, Span<bool> seen)
     {
         if (_waitingFor[from] is not { } exchange) return false;
-        foreach (int missing in exchange.MissingMembers())
-            if (missing == to || (seen.Add(missing) && LeadsBack(missing, to, seen))) return true;
+        for (int rank = 0; rank < exchange.Group.Size; rank++)
+        {
+            if (!exchange.Expects(rank)) continue;
+            int missing = exchange.Group.Members[rank];
+            if (missing == to) return true;
+            if (seen[missing]) continue;
+            seen[missing] = true;
+            if (LeadsBack(missing, to, seen)) return true;
+        }
         return false;
     }
 }

@@ -105,7 +105,7 @@ internal sealed class StateGather : IDisposable
 
     private Tensor Unpack(long offset, Shape shape, MemoryCategory category)
     {
-        Tensor all = _gather.Blocks, parts = Tensor.Empty([_call.Group.Size, .. shape], all.DType, _call.Device, category);
+        Tensor all = _gather.Blocks, parts = Tensor.Empty(shape.Times(_call.Group.Size), all.DType, _call.Device, category);
         int size = all.DType.Size();
         long row = all.Shape[1] * size, part = shape.Count * size;
         for (int rank = 0; rank < _call.Group.Size; rank++)

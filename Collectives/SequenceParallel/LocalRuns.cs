@@ -207,7 +207,7 @@ internal sealed class LocalRuns(AttentionCall call, SavedValue k, SavedValue v, 
 
     /// <summary>The segments of a piece, kept from now on; null where the device does not cut it.</summary>
     private Tensor? Segments(ref Tensor? kept, DocumentPiece p) =>
-        IsCut(p) ? kept ??= Tensor.Empty([SegmentCount(p), .. call.StateShape], call.DType.Accumulator(), call.Device, MemoryCategory.States) : null;
+        IsCut(p) ? kept ??= Tensor.Empty(call.StateShape.Times(SegmentCount(p)), call.DType.Accumulator(), call.Device, MemoryCategory.States) : null;
 
     public void Dispose()
     {

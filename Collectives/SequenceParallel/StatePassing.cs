@@ -159,7 +159,7 @@ internal sealed class RankDecays(AttentionCall call, Tensor? decay) : IDisposabl
     private Tensor ComputeAll()
     {
         if (Travels) throw new InvalidOperationException("the other ranks' decays have not arrived yet");
-        Tensor all = Tensor.Empty([call.Group.Size, .. FactorShape], call.DType.Accumulator(), call.Device, MemoryCategory.States);
+        Tensor all = Tensor.Empty(FactorShape.Times(call.Group.Size), call.DType.Accumulator(), call.Device, MemoryCategory.States);
         if (call.Documents is null && call.Partition.IsEven)
         {
             // One document: the first rank's A meets the zero that a sequence begins with.

@@ -51,8 +51,8 @@ internal sealed class StateRelay : StateMessage
             if (_to is null) continue;
             Tensor own = Keep(Slice(_own, s));
             using Tensor entering = Slice(_entering, s), factor = Slice(_factor, s);
-            using Tensor states = own.View([1, .. own.Shape]);
-            using Tensor factors = factor.View([1, .. factor.Shape]);
+            using Tensor states = own.View(own.Shape.Times(1));
+            using Tensor factors = factor.View(factor.Shape.Times(1));
             _call.Device.Backend.CombineStates(states, factors, first: 0, count: 1, step: 1, entering, own);
             _sends.Add(_call.Group.Send(own, _to.Value));
         }

@@ -38,7 +38,7 @@ internal sealed class SoftmaxQueries : IDisposable
     {
         if (!_ranges.See(keys)) return;
         DType dtype = _ranges.LieWithin(keys) ? _call.DType : Accumulator;
-        Tensor o = Tensor.Empty([.. RowShape, v.Shape[3]], dtype, _call.Device);
+        Tensor o = Tensor.Empty(_q.Shape.WithLast(v.Shape[3]), dtype, _call.Device);
         Tensor logSumExp = Tensor.Empty(RowShape, Accumulator, _call.Device);
         Backend.SoftmaxAttention(_q, k, v, _ranges.Values, keys.Start, _call.Scale, o, logSumExp);
         if (_o is null)
@@ -54,7 +54,7 @@ internal sealed class SoftmaxQueries : IDisposable
     /// <summary>o of all blocks, in the call's dtype; the caller owns it. Kept here too, for backward.</summary>
     public Tensor Output()
     {
-        _o = _o is null ? Tensor.Zeros([.. RowShape, _call.ValueDim], _call.DType, _call.Device) : _call.Round(_o);
+        _o = _o is null ? Tensor.Zeros(_q.Shape.WithLast(_call.ValueDim), _call.DType, _call.Device) : _call.Round(_o);
         return _o.Share();
     }
 

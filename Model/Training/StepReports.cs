@@ -20,9 +20,10 @@ internal sealed class StepReports : IDisposable
     private readonly Readback[] _readbacks;
     private readonly Queue<QueuedStep> _queued = new();
 
-    public StepReports(Device device)
+    /// <param name="lag">Steps that are queued before the numbers of one are read; null: one where the device works on its own, else none.</param>
+    public StepReports(Device device, int? lag = null)
     {
-        _lag = device.IsAsynchronous ? 1 : 0;
+        _lag = lag ?? (device.IsAsynchronous ? 1 : 0);
         _readbacks = new Readback[_lag + 1];
         for (int i = 0; i <= _lag; i++) _readbacks[i] = device.OpenReadback();
     }

@@ -25,10 +25,11 @@ internal sealed class Trainer : IDisposable
     private readonly GlobalStep _step;
     private readonly StepReports _reports;
 
-    public Trainer(TrainOptions options, TokenStream stream, RankContext rank, ITrainingListener? listener, IStepProbe? probe = null)
+    /// <param name="lag">As <see cref="StepReports"/> takes it.</param>
+    public Trainer(TrainOptions options, TokenStream stream, RankContext rank, ITrainingListener? listener, IStepProbe? probe = null, int? lag = null)
     {
         (_options, _stream, _rank, _listener, _probe) = (options, stream, rank, listener, probe);
-        _reports = new StepReports(rank.Device);
+        _reports = new StepReports(rank.Device, lag);
         TrainingRecipe recipe = options.Recipe;
         _schedule = new LearningRateSchedule(recipe);
         _waits = WaitAccount.For(rank.Device);
@@ -64,7 +65,15 @@ internal sealed class Trainer : IDisposable
         bool cancelled = false;
         while (step < _options.LastStep && !cancelled)
         {
-            Queue(++step);
+            try
+            {
+                Queue(++step);
+            }
+            catch (Exception failure) when (failure is not GroupFailedException) // where another rank has failed, what arrives may be anything
+            {
+                TellFinished();
+                throw;
+            }
             while (_reports.IsDue) Report();
             cancelled |= _rank.Size == 1 && _rank.Cancellation.IsCancellationRequested; // a rank alone need not ask the others
             bool isLast = cancelled || step == _options.LastStep, saves = isLast || (_options.CheckpointEvery > 0 && step % _options.CheckpointEvery == 0);
@@ -73,6 +82,16 @@ internal sealed class Trainer : IDisposable
             if (!_options.LeavesNothing) checkpoint = Save(step);
         }
         return new TrainingResult(firstLoss, lastLoss, step, cancelled && step < _options.LastStep, checkpoint ?? "");
+
+        // A device that cannot say any more how the last steps went is no news beside the failure.
+        void TellFinished()
+        {
+            try
+            {
+                while (_reports.Any) Report();
+            }
+            catch (LaspException) { }
+        }
 
         void Report()
         {

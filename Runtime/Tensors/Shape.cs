@@ -71,6 +71,15 @@ public readonly struct Shape : IEquatable<Shape>
         return new Shape(e);
     }
 
+    /// <summary>This shape, <paramref name="count"/> times: [count, ...].</summary>
+    public Shape Times(long count)
+    {
+        Span<long> e = stackalloc long[Rank + 1];
+        e[0] = count;
+        for (int i = 0; i < Rank; i++) e[i + 1] = _extents[i];
+        return new Shape(e);
+    }
+
     public Enumerator GetEnumerator() => new(this);
 
     public bool Equals(Shape other)

@@ -274,4 +274,33 @@ public class TrainingRunTests
         Assert.Contains("mask_token_id 65 is a token of 'bytes'", Refused(options with { Config = masked with { MaskTokenId = 65 } }), StringComparison.Ordinal);
         Assert.Contains("strategy lasp1 is causal", Refused(options with { Config = masked, Strategy = LaspNative.Collectives.SequenceParallel.Parse("lasp1") }), StringComparison.Ordinal);
     }
+
+    [Theory]
+    [InlineData(0)]
+    [InlineData(1)]
+    public void What_came_before_a_failure_is_recorded(int lag)
+    {
+        using var folder = new TemporaryFolder();
+        TrainOptions options = Options(folder, "out");
+        double[] losses = Losses(Options(folder, "whole"));
+        var listener = new RecordingListener();
+        TextCorpus corpus = TextCorpus.Read(options.Data, new ByteTokenizer());
+        var failure = new LaspException("no memory for step 4");
+        Assert.Same(failure, Assert.Throws<LaspException>(() => World.Run(options.World, rank =>
+        {
+            using var trainer = new Trainer(options, corpus.Tokens, rank, listener, new FailingProbe(4, failure), lag);
+            trainer.Run();
+        })));
+        Assert.Equal([1, 2, 3], listener.Steps.Select(s => s.Step));
+        Assert.Equal(losses[..3], listener.Losses);
+        Assert.Equal([1, 2, 3], Metrics(options).Select(m => (int)m["step"]!));
+    }
+
+    private sealed class FailingProbe(long at, Exception failure) : IStepProbe
+    {
+        public void Before(long step)
+        {
+            if (step == at) throw failure;
+        }
+    }
 }

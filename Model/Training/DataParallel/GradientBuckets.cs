@@ -107,9 +107,13 @@ internal sealed class GradientBuckets : IDisposable
         bucket.Flat ??= layout.Padding == 0
             ? Tensor.Empty([layout.Length], layout.GradientDType, gradient.Device, MemoryCategory.Gradients)
             : Tensor.Zeros([layout.Length], layout.GradientDType, gradient.Device, MemoryCategory.Gradients);
+        if (gradient.DType == bucket.Flat.DType)
+        {
+            gradient.Device.Copy(gradient.Pointer, bucket.Flat.Pointer + (nint)(piece.Start * gradient.DType.Size()), gradient.Bytes);
+            return;
+        }
         using Tensor place = bucket.Flat.Slice(piece.Start, piece.Count);
-        if (gradient.DType == place.DType) gradient.Device.Copy(gradient.Pointer, place.Pointer, gradient.Bytes);
-        else gradient.Device.Backend.Cast(gradient, place);
+        gradient.Device.Backend.Cast(gradient, place);
     }
 
     private void Start(Bucket bucket)
@@ -145,7 +149,7 @@ internal sealed class GradientBuckets : IDisposable
     /// <summary>Each parameter's gradient becomes its part of the bucket's sum.</summary>
     private static void HandBack(Bucket bucket)
     {
-        foreach (FlatPiece piece in bucket.Layout.Pieces) piece.Parameter.Variable.PutGradient(bucket.Flat!.Slice(piece.Start, piece.Count));
+        foreach (FlatPiece piece in bucket.Layout.Pieces) piece.Parameter.Variable.PutGradient(bucket.Flat!.Part(piece.Start, piece.Parameter.Variable.Shape));
     }
 
     public void Dispose()

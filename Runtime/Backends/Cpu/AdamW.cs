@@ -44,26 +44,42 @@ internal sealed unsafe partial class CpuBackend
     private void AdamW<G, T, A>(in AdamWRow row, in AdamWStep step, double scale)
         where G : unmanaged where T : unmanaged where A : unmanaged, IBinaryFloatingPointIeee754<A>
     {
-        G* pg = (G*)row.Gradient.Pointer;
-        A* pm = (A*)row.M.Pointer, pv = (A*)row.V.Pointer, pw = (A*)row.Master.Pointer;
-        T* pp = (T*)row.Parameter.Pointer;
-        var update = new AdamWUpdate<A>(step, row.WeightDecay, scale);
-        ForRanges(row.Master.Count, Grain, (start, length) =>
+        var weights = new AdamWWeights<G, T, A>(row, new AdamWUpdate<A>(step, row.WeightDecay, scale));
+        if (row.Master.Count <= Grain) weights.Step(0, row.Master.Count);
+        else AdamW(row.Master.Count, weights);
+    }
+
+    private void AdamW<G, T, A>(long count, AdamWWeights<G, T, A> weights)
+        where G : unmanaged where T : unmanaged where A : unmanaged, IBinaryFloatingPointIeee754<A> => ForRanges(count, Grain, (start, length) => weights.Step(start, start + length));
+
+    /// <summary>The tensors of one parameter.</summary>
+    private readonly struct AdamWWeights<G, T, A>(in AdamWRow row, in AdamWUpdate<A> update)
+        where G : unmanaged where T : unmanaged where A : unmanaged, IBinaryFloatingPointIeee754<A>
+    {
+        private readonly AdamWUpdate<A> _update = update;
+        private readonly G* _gradient = (G*)row.Gradient.Pointer;
+        private readonly A* _m = (A*)row.M.Pointer;
+        private readonly A* _v = (A*)row.V.Pointer;
+        private readonly A* _master = (A*)row.Master.Pointer;
+        private readonly T* _parameter = (T*)row.Parameter.Pointer;
+
+        /// <summary>Weights [start, end).</summary>
+        public void Step(long start, long end)
         {
-            long i = start, end = start + length;
-            for (; i <= end - Vector512<A>.Count; i += Vector512<A>.Count) Step(i, Vector512<A>.Count);
-            if (i < end) Step(i, end - i);
-        });
+            long i = start;
+            for (; i <= end - Vector512<A>.Count; i += Vector512<A>.Count) StepVector(i, Vector512<A>.Count);
+            if (i < end) StepVector(i, end - i);
+        }
 
         [MethodImpl(MethodImplOptions.AggressiveInlining)]
-        void Step(long i, long count)
+        private void StepVector(long i, long count)
         {
-            Vector512<A> moment = Element.Load<A, A>(pm + i, count), square = Element.Load<A, A>(pv + i, count), weight = Element.Load<A, A>(pw + i, count);
-            update.Apply(Element.Load<G, A>(pg + i, count), ref moment, ref square, ref weight);
-            Element.Store(moment, pm + i, count);
-            Element.Store(square, pv + i, count);
-            Element.Store(weight, pw + i, count);
-            Element.Store(weight, pp + i, count);
+            Vector512<A> moment = Element.Load<A, A>(_m + i, count), square = Element.Load<A, A>(_v + i, count), weight = Element.Load<A, A>(_master + i, count);
+            _update.Apply(Element.Load<G, A>(_gradient + i, count), ref moment, ref square, ref weight);
+            Element.Store(moment, _m + i, count);
+            Element.Store(square, _v + i, count);
+            Element.Store(weight, _master + i, count);
+            Element.Store(weight, _parameter + i, count);
         }
     }
 

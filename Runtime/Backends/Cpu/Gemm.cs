@@ -31,19 +31,32 @@ internal sealed unsafe partial class CpuBackend
         T* pa = (T*)a.Pointer, pb = (T*)b.Pointer;
         TC* pc = (TC*)c.Pointer;
         bool foreign = typeof(T) == typeof(A) && typeof(TC) == typeof(A) && shape.K > 0 && OpenBlas.InUse;
-        (int tilesM, int tilesN) = foreign ? FixedTiles(shape) : Tiles(shape);
-        ForEach(shape.Batches * tilesM * tilesN, task =>
+        var product = new GemmTiles<T, A, TC>(shape, foreign ? FixedTiles(shape) : Tiles(shape), foreign, pa, pb, pc, alpha, beta);
+        if (product.Count == 1) product.Run(0);
+        else InParallel(product);
+    }
+
+    private void InParallel<T, A, TC>(GemmTiles<T, A, TC> product)
+        where T : unmanaged where TC : unmanaged where A : unmanaged, IBinaryFloatingPointIeee754<A> => ForEach(product.Count, product.Run);
+
+    /// <summary>A product cut into tiles of the result.</summary>
+    private readonly struct GemmTiles<T, A, TC>(GemmShape shape, (int M, int N) tiles, bool foreign, T* a, T* b, TC* c, A alpha, A beta)
+        where T : unmanaged where TC : unmanaged where A : unmanaged, IBinaryFloatingPointIeee754<A>
+    {
+        public long Count => shape.Batches * tiles.M * tiles.N;
+
+        public void Run(long task)
         {
-            long batch = task / (tilesM * tilesN);
-            int tile = (int)(task % (tilesM * tilesN));
-            (int row, int rows) = Part(shape.M, tilesM, tile / tilesN, GemmKernel.Rows);
-            (int column, int columns) = Part(shape.N, tilesN, tile % tilesN, GemmKernel.Columns<A>());
+            long batch = task / (tiles.M * tiles.N);
+            int tile = (int)(task % (tiles.M * tiles.N));
+            (int row, int rows) = Part(shape.M, tiles.M, tile / tiles.N, GemmKernel.Rows);
+            (int column, int columns) = Part(shape.N, tiles.N, tile % tiles.N, GemmKernel.Columns<A>());
             if (rows <= 0 || columns <= 0) return;
-            MatrixView<T> va = shape.ViewA(pa, batch).From(row, 0), vb = shape.ViewB(pb, batch).From(0, column);
-            TC* target = pc + (((batch * shape.M) + row) * shape.N) + column;
+            MatrixView<T> va = shape.ViewA(a, batch).From(row, 0), vb = shape.ViewB(b, batch).From(0, column);
+            TC* target = c + (((batch * shape.M) + row) * shape.N) + column;
             if (foreign) ForeignProduct(shape, va.Data, vb.Data, rows, columns, alpha, beta, target);
             else MatrixProduct.Run(va, vb, rows, columns, shape.K, alpha, beta, target, shape.N);
-        });
+        }
     }
 
     private static void ForeignProduct<T, A, TC>(GemmShape shape, T* a, T* b, int rows, int columns, A alpha, A beta, TC* c)

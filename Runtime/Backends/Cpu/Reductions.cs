@@ -38,18 +38,23 @@ internal sealed unsafe partial class CpuBackend
         long count = x.Count, runs = (count + SumRun - 1) / SumRun;
         using Workspace scratch = Workspace.Rent<double>(runs);
         double* sums = scratch.Take<double>(runs);
-        const int runsPerTask = (int)(Grain / SumRun);
-        ForRanges(runs, runsPerTask, (first, number) =>
-        {
-            for (long run = first; run < first + number; run++)
-            {
-                long start = run * SumRun;
-                sums[run] = RunTotal<T, A>(p + start, (int)Math.Min(SumRun, count - start), squares);
-            }
-        });
+        if (count <= Grain) RunTotals<T, A>(p, count, 0, runs, squares, sums);
+        else AllTotals<T, A>(p, count, runs, squares, sums);
         double total = 0;
         for (long run = 0; run < runs; run++) total += sums[run];
         return total;
+    }
+
+    private void AllTotals<T, A>(T* p, long count, long runs, bool squares, double* sums) where T : unmanaged where A : unmanaged =>
+        ForRanges(runs, Grain / SumRun, (first, number) => RunTotals<T, A>(p, count, first, number, squares, sums));
+
+    private static void RunTotals<T, A>(T* p, long count, long first, long number, bool squares, double* sums) where T : unmanaged where A : unmanaged
+    {
+        for (long run = first; run < first + number; run++)
+        {
+            long start = run * SumRun;
+            sums[run] = RunTotal<T, A>(p + start, (int)Math.Min(SumRun, count - start), squares);
+        }
     }
 
     private static double RunTotal<T, A>(T* p, int count, bool squares) where T : unmanaged where A : unmanaged
