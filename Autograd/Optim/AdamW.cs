@@ -1,3 +1,4 @@
+using System.Runtime.InteropServices;
 using LaspNative.Runtime;
 
 namespace LaspNative.Autograd;
@@ -87,8 +88,26 @@ public sealed class AdamW : IDisposable
     public void Step(double learningRate, Tensor? gradientScale = null)
     {
         StepCount++;
+        Update(.., learningRate, gradientScale);
+    }
+
+    /// <summary>As <see cref="Step"/>, in two launches; <paramref name="between"/> is called between them, and what it starts for the first parameters need not wait for the others.</summary>
+    /// <param name="first">The parameters of the first launch, by their places in the list given to the constructor.</param>
+    public void StepInTwo(double learningRate, Tensor? gradientScale, Range first, Action between)
+    {
+        ArgumentNullException.ThrowIfNull(between);
+        StepCount++;
+        (int start, int count) = first.GetOffsetAndLength(_slots.Count);
+        Update(first, learningRate, gradientScale);
+        between();
+        Update(..start, learningRate, gradientScale);
+        Update((start + count).., learningRate, gradientScale);
+    }
+
+    private void Update(Range range, double learningRate, Tensor? gradientScale)
+    {
         int count = 0;
-        foreach ((NamedParameter parameter, Tensor first, Tensor second, Tensor master) in _slots)
+        foreach ((NamedParameter parameter, Tensor first, Tensor second, Tensor master) in CollectionsMarshal.AsSpan(_slots)[range])
         {
             if (parameter.Variable.Gradient is not { } gradient) continue;
             _rows[count++] = new AdamWRow(gradient, first, second, master, parameter.Variable.Value, parameter.Decays ? _options.WeightDecay : 0);

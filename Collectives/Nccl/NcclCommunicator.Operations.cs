@@ -9,7 +9,7 @@ public sealed partial class NcclCommunicator
     private protected override CommunicationWork Start(CollectiveKind kind, Tensor source, Tensor destination, int root)
     {
         if (source.Count == 0) return CommunicationWork.Done;
-        if (_sum is { } sum && kind == CollectiveKind.AllReduce && PeerSum.Takes(source)) return Beside(() => sum.Start(source));
+        if (_shards is { } shards && shards.Takes(kind, source)) return new PeerWork(this, Beside(() => shards.Start(kind, source, destination)));
         nint from = source.Pointer, to = destination.Pointer;
         nuint count = (nuint)source.Count;
         ncclDataType_t type = TypeOf(source.DType);

@@ -22,7 +22,7 @@ public sealed partial class NcclCommunicator : Communicator
     private readonly ThreadMeeting? _meeting;
     private readonly CudaStream? _ownStream;
     private PeerGather? _gather;
-    private PeerSum? _sum;
+    private PeerShards? _shards;
     private nint _handle;
     private volatile Exception? _failure;
     private bool _disposed;
@@ -67,7 +67,7 @@ public sealed partial class NcclCommunicator : Communicator
             bool background = _ownStream is not null;
             if (_meeting is null || Size == 1) return;
             if (!background && LaspOptions.Current.PeerCopies) _gather = PeerGather.Open(_device, Rank, _meeting);
-            if (background && LaspOptions.Current.PeerSums) _sum = PeerSum.Open(_device, Rank, _meeting);
+            if (background && LaspOptions.Current.PeerSums) _shards = PeerShards.Open(_device, Rank, _meeting);
         }
         catch (Exception error)
         {
@@ -110,7 +110,7 @@ public sealed partial class NcclCommunicator : Communicator
     private void LetPass()
     {
         _gather?.Abort();
-        _sum?.Abort();
+        _shards?.Abort();
         lock (_parts)
             foreach (NcclCommunicator part in _parts) part.LetPass();
     }
@@ -182,7 +182,7 @@ public sealed partial class NcclCommunicator : Communicator
         if (_failure is null)
         {
             _gather?.Dispose();
-            _sum?.Dispose();
+            _shards?.Dispose();
         }
         _ownStream?.Dispose();
         _token.Dispose();
@@ -215,7 +215,7 @@ public sealed partial class NcclCommunicator : Communicator
         {
             _device.Context.MakeCurrent();
             Queue.Synchronize();
-            _sum?.Drain();
+            _shards?.Drain();
         }
         catch (LaspException error)
         {
@@ -304,6 +304,16 @@ public sealed partial class NcclCommunicator : Communicator
             communicator._device.Context.MakeCurrent();
             communicator._device.Stream.WaitFor(finished);
             communicator.Retire(finished);
+        }
+    }
+
+    /// <summary>An operation that copy engines do.</summary>
+    private sealed class PeerWork(NcclCommunicator communicator, CommunicationWork work) : CommunicationWork
+    {
+        public override void Wait()
+        {
+            communicator.ThrowIfAborted();
+            work.Wait();
         }
     }
 }

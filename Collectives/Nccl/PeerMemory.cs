@@ -1,4 +1,5 @@
 using System.Runtime.InteropServices;
+using LaspNative.Runtime;
 using LaspNative.Runtime.Cuda;
 
 namespace LaspNative.Collectives;
@@ -19,6 +20,7 @@ internal sealed class PeerMemory : IDisposable
     private readonly long _flagsAt;
     private readonly int _flagCount;
     private readonly CudaStream _rescue;
+    private readonly AllocationTicket _ticket;
     private readonly Lock _lock = new();
     private bool _disposed;
 
@@ -26,6 +28,7 @@ internal sealed class PeerMemory : IDisposable
     {
         (_device, Rank, _memory, _addresses, _flagsAt, _flagCount) = (device, rank, memory, addresses, flagsAt, flagCount);
         _rescue = new CudaStream(device.Context);
+        _ticket = device.Memory.Add(flagsAt + ((flagCount + Numbers) * sizeof(uint)), MemoryCategory.Communication);
     }
 
     public int Rank { get; }
@@ -67,14 +70,14 @@ internal sealed class PeerMemory : IDisposable
     /// <summary>What is queued from now on waits until this rank's flag says <paramref name="number"/> or more.</summary>
     public void Await(CudaStream stream, int flag, uint number) => stream.WaitForValue(At(Rank, _flagsAt + ((long)flag * sizeof(uint))), number << NumberShift);
 
-    /// <summary>Lets pass everything that this GPU's streams wait for; from any thread, when a rank has failed. <paramref name="latest"/>: about as far as flags have come.</summary>
-    public void Abort(uint latest)
+    /// <summary>Lets pass everything that this GPU's streams wait for at some flags; from any thread, when a rank has failed. <paramref name="latest"/>: about as far as these flags have come.</summary>
+    public void Abort(int firstFlag, int flags, uint latest)
     {
         lock (_lock)
         {
             if (_disposed) return;
             _device.Context.TryMakeCurrent();
-            for (int flag = 0; flag < _flagCount; flag++) _rescue.TryWriteValue(At(Rank, _flagsAt + ((long)flag * sizeof(uint))), (latest + (Numbers / 4)) << NumberShift);
+            for (int flag = firstFlag; flag < firstFlag + flags; flag++) _rescue.TryWriteValue(At(Rank, _flagsAt + ((long)flag * sizeof(uint))), (latest + (Numbers / 4)) << NumberShift);
         }
     }
 
@@ -86,6 +89,7 @@ internal sealed class PeerMemory : IDisposable
             if (_disposed) return;
             _disposed = true;
             _memory.Dispose();
+            _device.Memory.Remove(_ticket);
             _rescue.Dispose();
         }
     }

@@ -3,7 +3,7 @@ using LaspNative.Autograd;
 namespace LaspNative.Model;
 
 /// <summary>
-/// Sees to it that parameters are there when the model reads them, in forward and again in backward, where they are not always (ZeRO-3). The model says where it is;
+/// Sees to it that parameters are there when the model reads them, in forward and again in backward, where they are not always (ZeRO-3) or still on their way (ZeRO-1 and 2). The model says where it is;
 /// what it passes along is a value on the step's tape, to which the same is tied for backward.
 /// </summary>
 internal interface IParameterResidency

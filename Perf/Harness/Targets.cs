@@ -119,6 +119,7 @@ internal static class Targets
         .. Step("step linear-llama3-1b N=131072 W=1 checkpointing=block", 54_000, 58_000, 42),
         new("step linear-llama3-1b N=65536 W=2 lasp2", Units.WeakScalingPercent, 97.5, AtLeast: true),
         new("step linear-llama3-1b N=65536 W=2 lasp2", Units.MemoryOfOneRank, 1.01),
+        new("step linear-llama3-1b N=65536 W=2 lasp2 zero=1", Units.WeakScalingPercent, 97.5, AtLeast: true),
     ];
 
     /// <summary>Elementwise ops all must reach the same, whatever their names.</summary>

@@ -30,7 +30,7 @@ internal sealed record StepCase(string Model, TrainOptions Options)
     /// <summary>Says all that tells cases apart; records are compared, and targets found, by it.</summary>
     public string Name => NameOf(Options.Recipe.SequenceLength, Ranks, Strategies, Options.Recomputation);
 
-    /// <summary>The same model on one rank with this rank's share of the sequence.</summary>
+    /// <summary>The same model on one rank, which divides nothing, with this rank's share of the sequence.</summary>
     public string NameOnOneRank => NameOf(Options.Recipe.SequenceLength / Ranks, 1, "", Options.Recomputation);
 
     /// <summary>The same work with lasp2.</summary>
@@ -50,14 +50,13 @@ internal sealed record StepCase(string Model, TrainOptions Options)
         recomputation.Kind == "none" ? "" : $"checkpointing={recomputation.Kind}",
         recomputation.KeepStates ? "keep-states" : "",
         recomputation.KeepElementwise ? "keep-elementwise" : "",
-        recomputation.KeepElementwise ? "keep-elementwise" : "",
         recomputation.DeviceBytes is { } bytes ? FormattableString.Invariant($"checkpoint-memory={bytes / (double)(1L << 30):0.##}GiB") : "",
         recomputation.MlpChunk > 0 ? FormattableString.Invariant($"mlp-chunk={recomputation.MlpChunk}") : "",
         Options.Strategy is StatePassing { SeparatesParts: true } ? "separate-parts" : "",
         Options is { World.Device: DeviceKind.Cuda, DType: DType.F32 } ? "fp32" : "",
         Options.GradientDType is { } gradients && gradients != Options.DType.Accumulator() ? $"gradients={gradients.ToString().ToLowerInvariant()}" : "",
         Options.BucketBytes == TrainOptions.DefaultBucketBytes ? "" : FormattableString.Invariant($"bucket={Options.BucketBytes >> 20}MiB"),
-        Options.Zero == ZeroStage.None ? "" : FormattableString.Invariant($"zero={(int)Options.Zero}")]).Where(part => part.Length > 0));
+        ranks == 1 || Options.Zero == ZeroStage.None ? "" : FormattableString.Invariant($"zero={(int)Options.Zero}")]).Where(part => part.Length > 0));
 
     private string Strategies => Ranks == 1 ? "" : string.Join('+', ((string?[])[
         Options.Config.HasLayersOf(LayerType.LinearAttention) ? Options.Strategy.Name : null,

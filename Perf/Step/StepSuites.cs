@@ -25,11 +25,12 @@ internal static class StepSuites
         }
     }
 
-    /// <summary>Weak scaling, the hybrid, and all strategies at two lengths; what matters most comes first, and ring attention, whose left product is quadratic, last.</summary>
+    /// <summary>Weak scaling with and without divided optimizer states, the hybrid, and all strategies at two lengths; what matters most comes first, and ring attention, whose left product is quadratic, last.</summary>
     private static IEnumerable<string> Two()
     {
         yield return $"{OneBillion} --ranks 1 --seq-len 32768";
         yield return $"{OneBillion} --ranks 2 --seq-len 65536 --strategy lasp2";
+        yield return $"{OneBillion} --ranks 2 --seq-len 65536 --strategy lasp2 --zero 1";
         yield return $"{OneBillion} --ranks 2 --seq-len 65536 --strategy lasp1";
         yield return "--preset linear-llama3-1b-hybrid4 --batch 1 --ranks 2 --seq-len 65536";
         foreach (string strategy in (string[])["zeco", "ulysses"]) yield return $"{OneBillion} --ranks 2 --seq-len 65536 --strategy {strategy}";

@@ -82,14 +82,6 @@ public sealed partial class CudaContext : IDisposable
     /// </summary>
     public void MakeCurrent() => TryMakeCurrent().Check("cuCtxSetCurrent");
 
-    /// <summary>Blocks the host until everything queued on this context's streams has run, whoever queued it.</summary>
-    internal void Synchronize()
-    {
-        MakeCurrent();
-        CountHostWait();
-        CudaDriver.cuCtxSynchronize().Check();
-    }
-
     /// <summary>For clean-up, which must not throw.</summary>
     internal CUresult TryMakeCurrent()
     {
@@ -116,6 +108,8 @@ public sealed partial class CudaContext : IDisposable
             // A kernel that the driver loads lazily, at its first launch, synchronises the device: behind a collective that waits for this very rank, for ever.
             // The driver reads C's environment, which Environment.SetEnvironmentVariable does not reach.
             SetEnvironment("CUDA_MODULE_LOADING", "EAGER", overwrite: 0);
+            // Streams that share one of the driver's queues (8 unless told otherwise) wait for one another: one that waits for a peer must not hold up the one that the peer waits for.
+            SetEnvironment("CUDA_DEVICE_MAX_CONNECTIONS", "32", overwrite: 0);
             CUresult result = CudaDriver.cuInit(0);
             s_initialized = result;
             return result;

@@ -103,6 +103,41 @@ public sealed class AdamWTests : IDisposable
         foreach ((NamedTensor one, NamedTensor other) in first.ExportState().Zip(second.ExportState())) Assert.Equal(one.Tensor.ToDoubles(), other.Tensor.ToDoubles());
     }
 
+    [Theory]
+    [InlineData(0, 1)]
+    [InlineData(1, 3)]
+    [InlineData(2, 3)]
+    [InlineData(0, 3)]
+    [InlineData(3, 3)]
+    public void A_step_in_two_launches_is_a_step_and_begins_with_the_parameters_asked_for(int first, int end)
+    {
+        Variable[] whole = [Parameter(DType.BF16, 1), Parameter(DType.F32, 2), Parameter(DType.BF16, 3)], parts = [Parameter(DType.BF16, 1), Parameter(DType.F32, 2), Parameter(DType.BF16, 3)];
+        using AdamW atOnce = Optimizer(whole), inTwo = Optimizer(parts);
+        double[][] before = [.. parts.Select(p => p.Value.ToDoubles())];
+        for (int i = 0; i < 3; i++)
+        {
+            SetGradient(whole[i], 10 + i);
+            SetGradient(parts[i], 10 + i);
+        }
+        using Tensor scale = Number(DType.F32, 0.5);
+        atOnce.Step(0.01, scale);
+        int calls = 0;
+        inTwo.StepInTwo(0.01, scale, first..end, () =>
+        {
+            calls++;
+            for (int i = 0; i < 3; i++) Assert.Equal(i >= first && i < end ? whole[i].Value.ToDoubles() : before[i], parts[i].Value.ToDoubles());
+        });
+        Assert.Equal((1, 1), (calls, inTwo.StepCount));
+        for (int i = 0; i < 3; i++)
+        {
+            Assert.NotEqual(before[i], parts[i].Value.ToDoubles());
+            Assert.Equal(whole[i].Value.ToDoubles(), parts[i].Value.ToDoubles());
+        }
+        foreach (Variable variable in whole.Concat(parts)) variable.Dispose();
+
+        static AdamW Optimizer(Variable[] parameters) => new([.. parameters.Select((p, i) => new NamedParameter($"p{i}", p, Decays: i == 1))], s_options);
+    }
+
     [Fact]
     public void A_state_of_another_model_is_refused()
     {

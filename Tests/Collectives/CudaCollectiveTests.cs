@@ -98,27 +98,11 @@ public sealed class NcclTests : CollectiveContract
         Assert.Contains("GPUs for 1000 ranks; use --virtual-ranks to share one", error.Message, StringComparison.Ordinal);
     }
 
-    /// <summary>More pieces than are under way at once, in two sums of which neither waits for the other, and a last piece that does not divide.</summary>
-    [Fact]
-    public void Copy_engines_sum_long_tensors_over_two_gpus() => Run(2, DType.F32, r =>
-    {
-        using PeerSum? sums = PeerSum.Open((CudaDevice)r.Device, r.Rank, ((NcclCommunicator)r.World).Meeting!);
-        if (sums is null) return;
-        long[] counts = [(176 << 18) + 4099, 1 << 18];
-        float[][] values = Array.ConvertAll(counts, count => Enumerable.Range(0, (int)count).Select(i => (float)Value(r.Rank, i)).ToArray());
-        using Tensor longer = Tensor.FromSpan(values[0], [counts[0]], r.Device), shorter = Tensor.FromSpan(values[1], [counts[1]], r.Device);
-        CommunicationWork first = sums.Start(longer), second = sums.Start(shorter);
-        first.Wait();
-        second.Wait();
-        foreach ((Tensor tensor, float[] own) in new[] { (longer, values[0]), (shorter, values[1]) })
-        {
-            float[] actual = tensor.ToArray<float>();
-            for (int i = 0; i < actual.Length; i++)
-                if (actual[i] != own[i] + (float)Value(1 - r.Rank, i)) Assert.Fail($"element {i} of {actual.Length} is {actual[i]}, not {own[i]} + {Value(1 - r.Rank, i)}");
-        }
-        sums.Drain();
-        r.World.Barrier();
-    });
+    [Theory]
+    [InlineData(2, DType.F32)]
+    [InlineData(2, DType.BF16)]
+    [InlineData(3, DType.F32)]
+    public void Copy_engines_sum_and_gather_long_tensors(int ranks, DType dtype) => Run(ranks, dtype, r => PeerShardsCheck.Run(r, dtype));
 
     [Fact]
     public void A_group_of_one_joins_and_leaves()

@@ -17,7 +17,7 @@ internal sealed class ModelReplica : IDisposable
     private readonly AdamW _optimizer;
 
     /// <param name="model">Stays the caller's; its parameters may move, and in stage 3 leave between uses.</param>
-    /// <param name="gradients">The same ranks as <paramref name="group"/>: what sums of gradients travel through.</param>
+    /// <param name="gradients">The same ranks as <paramref name="group"/>, in the background: what sums of gradients travel through, and what is updated in stages 1 and 2.</param>
     /// <param name="bucketBytes">Bytes of gradients in one message; in stage 3 a block is one message.</param>
     public ModelReplica(LinearLlamaModel model, ICommunicator group, ICommunicator gradients, AdamWOptions options, ZeroStage stage, long bucketBytes)
     {
@@ -32,8 +32,8 @@ internal sealed class ModelReplica : IDisposable
             ? ParameterShards.Blocks(model, group.Size)
             : FlatBucket.Cut(model.Parameters.Reverse(), bucketBytes, group.Size);
         Gradients = new GradientBuckets(layouts, gradients, _stage);
-        _shards = new ParameterShards(layouts, group, _stage);
-        if (_stage == ZeroStage.Parameters) model.Residency = _shards;
+        _shards = new ParameterShards(layouts, group, gradients, _stage);
+        model.Residency = _shards;
         _optimizer = new AdamW(_shards.Segments, options, InitialSegment);
     }
 
@@ -51,18 +51,23 @@ internal sealed class ModelReplica : IDisposable
         if (_shards is not null) _group.AllReduce(sum).Wait();
     }
 
-    /// <summary>Updates every parameter and frees the gradients. Call after <see cref="SquaredNorm"/>.</summary>
+    /// <summary>
+    /// Updates every parameter and frees the gradients. Call after <see cref="SquaredNorm"/>. In stages 1 and 2 the other ranks' parts are then on their way: the model waits for them where it reads them,
+    /// and nobody else may read a parameter before <see cref="Parameters"/> was called.
+    /// </summary>
     /// <param name="gradientScale">As <see cref="AdamW.Step"/> takes it, the same on every rank.</param>
     public void Update(double learningRate, Tensor gradientScale)
     {
-        _optimizer.Step(learningRate, gradientScale);
+        if (_shards is null) _optimizer.Step(learningRate, gradientScale);
+        else _optimizer.StepInTwo(learningRate, gradientScale, _shards.ReadFirst, _shards.PublishReadFirst);
         _optimizer.ZeroGradients();
-        _shards?.Publish();
+        _shards?.PublishOthers();
     }
 
     /// <summary>The parameters, whole. Entries are loaded on every rank in the file's order; rank 0 gets the tensors, the others may get empty ones.</summary>
     public IEnumerable<SafetensorsSource> Parameters()
     {
+        _shards?.BringAll();
         if (_stage != ZeroStage.Parameters) return _model.Parameters.Select(p => new SafetensorsSource(p.Name, p.Variable.DType, p.Variable.Shape, p.Variable.Value.Share));
         Dictionary<string, Tensor> own = _shards!.Segments.ToDictionary(s => s.Name, s => s.Variable.Value, StringComparer.Ordinal);
         return _model.Parameters.Select(p => new SafetensorsSource(p.Name, p.Variable.DType, p.Variable.Shape, () => GatherOnRankZero(p, p.Variable.DType, own.GetValueOrDefault(p.Name))));

@@ -1,3 +1,4 @@
+using System.Globalization;
 using LaspNative.Autograd;
 using LaspNative.Collectives;
 using LaspNative.Runtime;
@@ -6,7 +7,7 @@ namespace LaspNative.Model;
 
 /// <summary>
 /// A model's parameters in flat units, of which each rank updates its own shard. Stages 1 and 2 keep the whole units, and all-gather them in place after every update
-/// (<see cref="Publish"/>). Stage 3 keeps the shard alone: a block is gathered ahead of its use, while the block before it computes, in forward and again in backward, and freed after;
+/// (<see cref="PublishReadFirst"/>), in the order in which the next forward pass reads them; it waits for each where it comes to it, and computes while the others travel. Stage 3 keeps the shard alone: a block is gathered ahead of its use, while the block before it computes, in forward and again in backward, and freed after;
 /// the parameters outside the blocks stay from the step's start to its end, the last block from forward into backward. On top of its shards a rank then holds at most those and two blocks.
 /// </summary>
 internal sealed class ParameterShards : IParameterResidency, IDisposable
@@ -18,8 +19,11 @@ internal sealed class ParameterShards : IParameterResidency, IDisposable
         Here,
     }
 
-    private sealed class Unit(FlatBucket layout, Tensor flat, Tensor shard)
+    /// <param name="firstBlock">The first block that reads a parameter of it; -1: it is read before the blocks.</param>
+    private sealed class Unit(FlatBucket layout, int firstBlock, Tensor flat, Tensor shard)
     {
+        public int FirstBlock { get; } = firstBlock;
+
         public FlatBucket Layout { get; } = layout;
 
         /// <summary>[Length]; the parameters' values are views of it.</summary>
@@ -34,15 +38,21 @@ internal sealed class ParameterShards : IParameterResidency, IDisposable
     }
 
     private readonly ICommunicator _group;
+    private readonly ICommunicator _background;
     private readonly bool _isDivided;
+    private readonly int _blocks;
+    private readonly Queue<Unit> _coming = new(); // stages 1 and 2
     private readonly Unit[] _units;
     private readonly List<NamedParameter> _segments = [];
     private readonly Dictionary<string, (FlatBucket Layout, FlatPiece Piece)> _places = new(StringComparer.Ordinal);
 
     /// <param name="layouts">Stage 3: the blocks from the last to the first, then the other parameters.</param>
-    public ParameterShards(IReadOnlyList<FlatBucket> layouts, ICommunicator group, ZeroStage stage)
+    /// <param name="group">Of what is waited for at once, in stage 3.</param>
+    /// <param name="background">The same ranks: of what has time, in stages 1 and 2.</param>
+    public ParameterShards(IReadOnlyList<FlatBucket> layouts, ICommunicator group, ICommunicator background, ZeroStage stage)
     {
-        (_group, _isDivided) = (group, stage == ZeroStage.Parameters);
+        (_group, _background, _isDivided) = (group, background, stage == ZeroStage.Parameters);
+        _blocks = 1 + layouts.SelectMany(l => l.Pieces).Max(p => BlockOf(p.Parameter) ?? -1);
         _units = [.. layouts.Select(Lay)];
         foreach (Unit unit in _units)
         {
@@ -51,6 +61,7 @@ internal sealed class ParameterShards : IParameterResidency, IDisposable
                 _segments.Add(segment.Parameter with { Variable = Variable.Parameter(unit.Shard.Slice(segment.Start, segment.Count)) });
             if (_isDivided) Free(unit);
         }
+        ReadFirst = _units.TakeWhile(u => u.FirstBlock >= 0).Sum(u => u.Layout.SegmentsOf(group.Rank).Count())..;
     }
 
     /// <summary>
@@ -82,6 +93,7 @@ internal sealed class ParameterShards : IParameterResidency, IDisposable
     /// <summary>Gives each segment its part of the summed gradients.</summary>
     public void TakeGradients(GradientBuckets gradients)
     {
+        BringAll(); // what is about to be updated must not be on its way from the last update
         int next = 0;
         for (int i = 0; i < _units.Length; i++)
         {
@@ -91,16 +103,41 @@ internal sealed class ParameterShards : IParameterResidency, IDisposable
         }
     }
 
-    /// <summary>Call after an update: whole parameters become what the ranks made of their shards.</summary>
-    public void Publish()
+    /// <summary>Those of <see cref="Segments"/> that the model reads before its blocks: the last.</summary>
+    public Range ReadFirst { get; }
+
+    /// <summary>Call when the segments of <see cref="ReadFirst"/> are updated, and <see cref="PublishOthers"/> when all are: whole parameters become what the ranks made of their shards.</summary>
+    public void PublishReadFirst() => Publish(_units.Where(u => u.FirstBlock < 0));
+
+    /// <inheritdoc cref="PublishReadFirst"/>
+    public void PublishOthers() => Publish(_units.Where(u => u.FirstBlock >= 0).OrderBy(u => u.FirstBlock));
+
+    /// <summary>Each is whole when the model reads it, or <see cref="BringAll"/> was called.</summary>
+    private void Publish(IEnumerable<Unit> units)
     {
         if (_isDivided) return; // the next step gathers them
-        foreach (Unit unit in _units) unit.Gather = _group.AllGather(unit.Shard, unit.Flat);
-        foreach (Unit unit in _units) Await(unit);
+        foreach (Unit unit in units)
+        {
+            unit.Gather = _background.AllGather(unit.Shard, unit.Flat);
+            _coming.Enqueue(unit);
+        }
+    }
+
+    /// <summary>Waits for what is on its way.</summary>
+    public void BringAll() => BringUpTo(_blocks);
+
+    private void BringUpTo(int block)
+    {
+        while (_coming.TryPeek(out Unit? next) && next.FirstBlock <= block) Await(_coming.Dequeue());
     }
 
     public void EnterModel(Variable ids)
     {
+        if (!_isDivided)
+        {
+            BringUpTo(-1);
+            return;
+        }
         Unit outside = _units[^1];
         Bring(outside);
         Tape.WhenBackward(ids, () => Free(outside));
@@ -108,6 +145,11 @@ internal sealed class ParameterShards : IParameterResidency, IDisposable
 
     public void EnterBlock(int block, Variable stream)
     {
+        if (!_isDivided)
+        {
+            BringUpTo(block);
+            return;
+        }
         Tape.WhenBackward(stream, () => Free(UnitOf(block)!));
         Bring(UnitOf(block)!);
         Fetch(UnitOf(block + 1));
@@ -115,6 +157,11 @@ internal sealed class ParameterShards : IParameterResidency, IDisposable
 
     public void LeaveBlock(int block, Variable stream)
     {
+        if (!_isDivided)
+        {
+            if (block == _blocks - 1) BringAll();
+            return;
+        }
         if (UnitOf(block + 1) is not null) Free(UnitOf(block)!);
         Tape.WhenBackward(stream, () =>
         {
@@ -153,6 +200,17 @@ internal sealed class ParameterShards : IParameterResidency, IDisposable
         unit.Presence = Presence.Away;
     }
 
+    /// <summary>The block that a parameter belongs to; null: it is outside.</summary>
+    private static int? BlockOf(NamedParameter parameter)
+    {
+        string[] parts = parameter.Name.Split('.');
+        return parts is ["model", "layers", var block, ..] ? int.Parse(block, CultureInfo.InvariantCulture) : null;
+    }
+
+    /// <summary>The embedding is read before the blocks, the last norm and the head behind them.</summary>
+    private int FirstBlockOf(FlatBucket layout) =>
+        layout.Pieces.Min(p => BlockOf(p.Parameter) ?? (p.Parameter.Name.StartsWith("model.embed", StringComparison.Ordinal) ? -1 : _blocks));
+
     /// <summary>Moves the parameters of a unit into one flat tensor.</summary>
     private Unit Lay(FlatBucket layout)
     {
@@ -166,14 +224,22 @@ internal sealed class ParameterShards : IParameterResidency, IDisposable
             variable.ReplaceValue(place.View(variable.Shape));
         }
         using Tensor own = flat.Slice(_group.Rank * layout.ShardLength, layout.ShardLength);
-        if (!_isDivided) return new Unit(layout, flat, own.Share());
+        if (!_isDivided) return new Unit(layout, FirstBlockOf(layout), flat, own.Share());
         Tensor shard = Tensor.Empty(own.Shape, own.DType, own.Device, MemoryCategory.Parameters);
         flat.Device.Copy(own.Pointer, shard.Pointer, own.Bytes);
-        return new Unit(layout, flat, shard);
+        return new Unit(layout, FirstBlockOf(layout), flat, shard);
     }
 
     public void Dispose()
     {
+        try
+        {
+            BringAll();
+        }
+        catch (LaspException)
+        {
+            // A rank has failed, and that has been told.
+        }
         foreach (NamedParameter segment in _segments) segment.Variable.Dispose();
         foreach (Unit unit in _units)
         {

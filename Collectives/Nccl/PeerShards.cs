@@ -1,0 +1,274 @@
+using LaspNative.Runtime;
+using LaspNative.Runtime.Cuda;
+
+namespace LaspNative.Collectives;
+
+/// <summary>
+/// Sums and gathers of long tensors by copy engines, beside kernels that keep their multiprocessors: a collective kernel's blocks displace those of a matrix product, which then needs a second wave.
+/// A tensor is one shard per rank, a shard is cut into pieces:
+///   reduce-scatter   every rank sends each owner its part of the owner's shard, and the owner adds the parts up
+///   all-gather       the owner sends its shard to every other rank, which puts it in its place
+///   all-reduce       the one, and piece by piece the other
+/// An element is summed once, by its owner, in the order of the ranks, whatever the operation and however it was cut: all ranks, and all stages of ZeRO, get the same bits.
+/// Additions run in the compute stream, where they displace nothing, and late: those of a reduction are queued when <see cref="Late"/> others have started behind it, or when it is waited for. By then
+/// the parts have come, and the compute stream finds them.
+/// </summary>
+internal sealed class PeerShards : IDisposable
+{
+    /// <summary>Shorter tensors gain nothing: they are latency.</summary>
+    private const long ShortestTensorBytes = 1 << 20;
+
+    /// <summary>Of all ranks' parts of a piece together.</summary>
+    private const long DefaultPieceBytes = 32 << 20;
+
+    private const int PartSlots = 12, SumSlots = 4;
+    private const int Late = 2;
+    private const int AddThreads = 256;
+    private const int PartAlignment = 256;
+
+    private readonly CudaDevice _device;
+    private readonly PeerMemory _memory;
+    private readonly long _partBytes; // of one rank's part of a piece
+    private readonly PeerPieces _parts; // of what is to be summed
+    private readonly PeerPieces _sums; // or whatever else every rank gets as it is
+    private readonly CudaStream _send;
+    private readonly CudaStream _share;
+    private readonly CudaStream _land;
+    private readonly CudaEvent _computed;
+    private readonly Stack<CudaEvent> _idle = [];
+    private readonly Queue<Reduction> _open = new(); // whose additions are not all queued
+    private readonly CudaKernel _addF32;
+    private readonly CudaKernel _addBF16;
+    private readonly int[] _peers; // each rank begins with the next one
+    private uint _summed; // the last piece of which all was added
+
+    private PeerShards(CudaDevice device, PeerMemory memory, long partBytes)
+    {
+        (_device, _memory, _partBytes) = (device, memory, partBytes);
+        (_send, _share, _land) = (new CudaStream(device.Context, urgent: true), new CudaStream(device.Context, urgent: true), new CudaStream(device.Context, urgent: true));
+        _computed = new CudaEvent(device.Context);
+        _parts = new PeerPieces(memory, _send, start: 0, firstFlag: 0, PartSlots, partBytes);
+        _sums = new PeerPieces(memory, _share, PeerPieces.BytesFor(Size, PartSlots, partBytes), PeerPieces.FlagsFor(Size), SumSlots, partBytes);
+        _addF32 = device.Kernels.Get("elementwise", "add", DType.F32);
+        _addBF16 = device.Kernels.Get("elementwise", "add", DType.BF16);
+        _peers = [.. Enumerable.Range(1, Size - 1).Select(step => (Rank + step) % Size)];
+    }
+
+    private int Rank => _memory.Rank;
+
+    private int Size => _memory.Size;
+
+    /// <summary>As <see cref="PeerMemory.Open"/>.</summary>
+    public static PeerShards? Open(CudaDevice device, int rank, ThreadMeeting meeting, long pieceBytes = DefaultPieceBytes)
+    {
+        long partBytes = pieceBytes / meeting.Size / PartAlignment * PartAlignment;
+        return PeerMemory.Open(device, rank, meeting, PeerPieces.BytesFor(meeting.Size, PartSlots + SumSlots, partBytes), 2 * PeerPieces.FlagsFor(meeting.Size)) is { } memory
+            ? new PeerShards(device, memory, partBytes)
+            : null;
+    }
+
+    /// <summary>Whether an operation on these operands is done here: the answer is the same on all ranks.</summary>
+    public bool Takes(CollectiveKind kind, Tensor source) => kind switch
+    {
+        CollectiveKind.AllReduce or CollectiveKind.ReduceScatter => source.DType is DType.F32 or DType.BF16 && source.Bytes >= ShortestTensorBytes,
+        CollectiveKind.AllGather => source.Bytes * Size >= ShortestTensorBytes,
+        _ => false,
+    };
+
+    /// <summary>Starts an operation that is taken, behind the compute work queued so far.</summary>
+    public CommunicationWork Start(CollectiveKind kind, Tensor source, Tensor destination) => kind switch
+    {
+        CollectiveKind.AllGather => Gather(source, destination),
+        CollectiveKind.ReduceScatter => Reduce(new Shards(source.Pointer, destination.Bytes, source.Bytes, _partBytes), destination.Pointer, source.DType, isShared: false),
+        _ => ReduceAll(source),
+    };
+
+    public void Abort()
+    {
+        _parts.Abort();
+        _sums.Abort();
+    }
+
+    /// <summary>Blocks the host until what was queued has run.</summary>
+    public void Drain()
+    {
+        _send.Synchronize();
+        _share.Synchronize();
+        _land.Synchronize();
+    }
+
+    public void Dispose()
+    {
+        _memory.Dispose();
+        _computed.Dispose();
+        foreach (CudaEvent idle in _idle) idle.Dispose();
+        _send.Dispose();
+        _share.Dispose();
+        _land.Dispose();
+    }
+
+    private CommunicationWork ReduceAll(Tensor tensor)
+    {
+        var shards = new Shards(tensor.Pointer, ((tensor.Bytes + Size - 1) / Size + 15) / 16 * 16, tensor.Bytes, _partBytes);
+        return Reduce(shards, shards.At(Rank, 0), tensor.DType, isShared: true);
+    }
+
+    private Reduction Reduce(Shards shards, nint target, DType type, bool isShared)
+    {
+        while (_open.Count >= Late) AddAll(_open.Peek());
+        Follow(_send);
+        var reduction = new Reduction(this, shards, target, type, isShared);
+        _open.Enqueue(reduction);
+        SendWhatFits();
+        return reduction;
+    }
+
+    /// <summary>Every rank queues additions and sends at the same points of its program, so what one waits for never waits for it.</summary>
+    private void SendWhatFits()
+    {
+        foreach (Reduction reduction in _open)
+            while (reduction.HasUnsent)
+            {
+                if (_parts.Last - _summed >= _parts.Slots) return;
+                reduction.SendNext();
+            }
+    }
+
+    /// <summary>Queues the additions of the oldest reduction that are missing.</summary>
+    private void AddAll(Reduction oldest)
+    {
+        while (oldest.HasUnsummed)
+        {
+            oldest.AddNext();
+            _summed++;
+            SendWhatFits();
+        }
+        _open.Dequeue();
+    }
+
+    private CommunicationWork Gather(Tensor source, Tensor destination)
+    {
+        var shards = new Shards(destination.Pointer, source.Bytes, destination.Bytes, _partBytes);
+        Follow(_share);
+        _land.WaitFor(_computed); // the memory may have served compute work until now
+        if (source.Pointer != shards.At(Rank, 0)) _land.CopyAsync(source.Pointer, shards.At(Rank, 0), source.Bytes);
+        for (int piece = 0; piece < shards.Pieces; piece++) Share(shards, piece, source.Pointer + (nint)(piece * _partBytes));
+        return new Landing(this, Mark(_share), Mark(_land));
+    }
+
+    /// <summary>Sends a piece of this rank's shard to all others, and puts theirs in their places.</summary>
+    private void Share(Shards shards, int piece, nint own)
+    {
+        uint number = _sums.Next();
+        foreach (int peer in _peers) _sums.Send(number, peer, own, shards.Length(Rank, piece));
+        foreach (int peer in _peers)
+        {
+            _sums.Await(_land, peer, number);
+            _land.CopyAsync(_sums.At(number, peer), shards.At(peer, piece), shards.Length(peer, piece));
+        }
+        _sums.Release(_land, number);
+    }
+
+    private void Follow(CudaStream stream)
+    {
+        _computed.Record(_device.Stream);
+        stream.WaitFor(_computed);
+    }
+
+    private CudaEvent Mark(CudaStream stream)
+    {
+        CudaEvent mark = _idle.TryPop(out CudaEvent? idle) ? idle : new CudaEvent(_device.Context);
+        mark.Record(stream);
+        return mark;
+    }
+
+    private void Pass(ref CudaEvent? mark)
+    {
+        if (mark is null) return;
+        _device.Stream.WaitFor(mark);
+        _idle.Push(mark);
+        mark = null;
+    }
+
+    /// <summary>A tensor as one shard per rank, of <paramref name="Stride"/> bytes; the last may be shorter, or empty. Pieces of shards are counted from 0.</summary>
+    private readonly record struct Shards(nint Start, long Stride, long Bytes, long PieceBytes)
+    {
+        public int Pieces => (int)((Stride + PieceBytes - 1) / PieceBytes);
+
+        public nint At(int rank, int piece) => Start + (nint)((rank * Stride) + (piece * PieceBytes));
+
+        public long Length(int rank, int piece) => Math.Clamp(Math.Min(Stride, Bytes - (rank * Stride)) - (piece * PieceBytes), 0, PieceBytes);
+    }
+
+    private sealed class Reduction(PeerShards owner, Shards shards, nint target, DType type, bool isShared) : CommunicationWork
+    {
+        private int _sent, _added; // pieces
+        private uint _lastSent; // number
+        private CudaEvent? _left, _shared, _landed; // behind the last piece
+        private bool _waited;
+
+        public bool HasUnsent => _sent < shards.Pieces;
+
+        public bool HasUnsummed => _added < shards.Pieces;
+
+        public void SendNext()
+        {
+            _lastSent = owner._parts.Next();
+            foreach (int peer in owner._peers) owner._parts.Send(_lastSent, peer, shards.At(peer, _sent), shards.Length(peer, _sent));
+            _sent++;
+            if (!HasUnsent) _left = owner.Mark(owner._send);
+        }
+
+        /// <summary>Adds the ranks' parts of the next piece, in their order, and shares the sum where all want it.</summary>
+        public void AddNext()
+        {
+            uint number = _lastSent - (uint)(_sent - 1 - _added);
+            foreach (int peer in owner._peers) owner._parts.Await(owner._device.Stream, peer, number);
+            nint sum = PartOf(0, number);
+            for (int rank = 1; rank < owner.Size; rank++)
+            {
+                // Until this rank's own part is in, the sum stays where the first rank's part came: the target may be the own part.
+                nint into = rank < owner.Rank ? sum : target + (nint)(_added * shards.PieceBytes);
+                Add(sum, PartOf(rank, number), into);
+                sum = into;
+            }
+            owner.Follow(owner._share);
+            owner._parts.Release(owner._share, number);
+            if (isShared) owner.Share(shards, _added, sum);
+            _added++;
+            if (isShared && !HasUnsummed) (_shared, _landed) = (owner.Mark(owner._share), owner.Mark(owner._land));
+        }
+
+        public override void Wait()
+        {
+            if (_waited) throw new LaspException($"rank {owner.Rank} waits twice for one operation; wait once");
+            _waited = true;
+            owner._device.Context.MakeCurrent();
+            while (HasUnsummed) owner.AddAll(owner._open.Peek());
+            owner.Pass(ref _left);
+            owner.Pass(ref _shared);
+            owner.Pass(ref _landed);
+        }
+
+        private nint PartOf(int rank, uint number) => rank == owner.Rank ? shards.At(rank, _added) : owner._parts.At(number, rank);
+
+        private void Add(nint a, nint b, nint y)
+        {
+            long count = shards.Length(owner.Rank, _added) / type.Size();
+            if (count > 0) (type == DType.F32 ? owner._addF32 : owner._addBF16).Launch(owner._device.Stream, LaunchShape.For((count + 7) / 8, AddThreads), a, b, count, y);
+        }
+    }
+
+    private sealed class Landing(PeerShards owner, CudaEvent shared, CudaEvent landed) : CommunicationWork
+    {
+        private CudaEvent? _shared = shared, _landed = landed;
+
+        public override void Wait()
+        {
+            if (_landed is null) throw new LaspException($"rank {owner.Rank} waits twice for one operation; wait once");
+            owner._device.Context.MakeCurrent();
+            owner.Pass(ref _shared);
+            owner.Pass(ref _landed);
+        }
+    }
+}
