@@ -1,3 +1,4 @@
+using System.Runtime.Intrinsics;
 using System.Text;
 
 namespace LaspNative.Model;
@@ -33,8 +34,8 @@ public readonly struct CounterRandom(ulong key)
     public double Uniform(ulong index) => (Mix(_key + index * Weyl) >> 11) * (1.0 / (1L << 53));
 
     /// <summary>
-    /// Fills with independent normal values of standard deviation <paramref name="sigma"/> (Box-Muller), in parallel: those from <paramref name="first"/> on, which is even, of the sequence. Any cut of the
-    /// sequence gives the same values.
+    /// Fills with independent normal values of standard deviation <paramref name="sigma"/>, in parallel: those from <paramref name="first"/> on, which is even, of the sequence. Any cut of the sequence, any
+    /// number of threads and any machine give the same bits (<see cref="NormalNumbers"/>).
     /// </summary>
     public void FillNormal(float[] values, double sigma, long first = 0)
     {
@@ -44,14 +45,32 @@ public readonly struct CounterRandom(ulong key)
         Parallel.For(0, (values.Length + Block - 1) / Block, block =>
         {
             int end = Math.Min(values.Length, (block + 1) * Block);
-            for (int i = block * Block; i < end; i += 2)
+            for (int i = block * Block; i < end; i += Vector512<float>.Count)
             {
-                var index = (ulong)(first + i);
-                double radius = sigma * Math.Sqrt(-2 * Math.Log(1 - random.Uniform(index)));
-                (double sin, double cos) = Math.SinCos(2 * Math.PI * random.Uniform(index + 1));
-                values[i] = (float)(radius * cos);
-                if (i + 1 < end) values[i + 1] = (float)(radius * sin);
+                Vector512<float> sixteen = random.Normal((ulong)(first + i), sigma);
+                if (end - i >= Vector512<float>.Count) sixteen.CopyTo(values, i);
+                else
+                    for (int j = i; j < end; j++) values[j] = sixteen[j - i];
             }
         });
+    }
+
+    /// <summary>Sixteen normal values from an even index on: pairs from the uniform numbers of two neighbours.</summary>
+    private Vector512<float> Normal(ulong index, double sigma)
+    {
+        Vector512<ulong> even = Vector512.Create(_key + (index * Weyl)) + (Vector512<ulong>.Indices * Vector512.Create(unchecked(2 * Weyl)));
+        (Vector512<double> first, Vector512<double> second) = NormalNumbers.FromUniform(Uniform(even), Uniform(even + Vector512.Create(Weyl)));
+        Vector512<double> scale = Vector512.Create(sigma);
+        Vector512<float> apart = Vector512.Narrow(first * scale, second * scale);
+        return Vector512.Shuffle(apart, Vector512.Create(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15));
+    }
+
+    /// <summary>As the number of one index, for states of the Weyl sequence.</summary>
+    private static Vector512<double> Uniform(Vector512<ulong> state)
+    {
+        Vector512<ulong> x = state + Vector512.Create(Weyl);
+        x = (x ^ (x >> 30)) * Vector512.Create(0xBF58476D1CE4E5B9);
+        x = (x ^ (x >> 27)) * Vector512.Create(0x94D049BB133111EB);
+        return Vector512.ConvertToDouble((x ^ (x >> 31)) >> 11) * Vector512.Create(1.0 / (1L << 53));
     }
 }

@@ -1,3 +1,5 @@
+using System.Runtime.InteropServices;
+using System.Security.Cryptography;
 using LaspNative.Collectives;
 using LaspNative.Model;
 using Xunit;
@@ -75,6 +77,14 @@ public class BatchSamplerTests
         var again = new float[100001];
         random.FillNormal(again, 2);
         Assert.Equal(values, again);
+        for (int i = 0; i < values.Length - 1; i += 2)
+        {
+            double radius = 2 * Math.Sqrt(-2 * Math.Log(1 - random.Uniform((ulong)i))), angle = 2 * Math.PI * random.Uniform((ulong)i + 1);
+            Assert.Equal(radius * Math.Cos(angle), values[i], 1e-6 * radius);
+            Assert.Equal(radius * Math.Sin(angle), values[i + 1], 1e-6 * radius);
+        }
+        // The same bits on every machine.
+        Assert.StartsWith("f7a8778c3f84f79f33d141e343ef391e", Convert.ToHexStringLower(SHA256.HashData(MemoryMarshal.AsBytes(values.AsSpan()))), StringComparison.Ordinal);
         var part = new float[33333];
         random.FillNormal(part, 2, first: 20000);
         Assert.Equal(values[20000..53333], part);
