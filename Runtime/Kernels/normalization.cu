@@ -16,8 +16,10 @@ constexpr int HEAD_ROWS = 2;
 constexpr int HEAD_ROWS_BWD = 1;
 #if LASP_ELEMENT_BF16
 constexpr int MAX_THREADS = 512;
+constexpr int FORWARD_BLOCKS = 2;  // of MAX_THREADS, at least, at a time: the barrier of one hides behind the loads of the others
 #else
-constexpr int MAX_THREADS = 256;  // a thread's rows take twice the registers
+constexpr int MAX_THREADS = 256;   // a thread's rows take twice the registers
+constexpr int FORWARD_BLOCKS = 3;
 #endif
 constexpr int MAX_WARPS = 16;
 
@@ -173,7 +175,7 @@ __device__ __forceinline__ void norm_fwd(
             inverse_rms + blockIdx.x * slab);
 }
 
-KERNEL __launch_bounds__(MAX_THREADS) rms_norm_fwd(
+KERNEL __launch_bounds__(MAX_THREADS, FORWARD_BLOCKS) rms_norm_fwd(
     const element* x, const element* residual, const element* weight, int64 rows, int64 columns, int64 slab, float eps, element* h, element* y, float* inverse_rms)
 {
     __shared__ float scratch[2][BlockRows::rows][MAX_WARPS];
