@@ -16,14 +16,7 @@
 KERNEL softmax_query_spans(const int64* ranges, int64 first_key, int64 queries, int keys, SpanOfQueries* spans)
 {
     const int64 run = global_thread() / WARP;
-    if (run * QUERIES >= queries) return;
-    SpanOfQueries seen = SpanOfQueries::neutral(keys);
-    for (int64 query = run * QUERIES + threadIdx.x % WARP; query < min(queries, (run + 1) * QUERIES); query += WARP) {
-        const KeySpan mine = seen_by(ranges, query, first_key, keys);
-        seen = seen.and_of({ mine, mine });
-    }
-    seen = reduce_spans(seen);
-    if (threadIdx.x % WARP == 0) spans[run] = seen;
+    if (run * QUERIES < queries) find_span<QUERIES>(ranges, run, first_key, queries, keys, spans);
 }
 
 // ---- Consumers ----

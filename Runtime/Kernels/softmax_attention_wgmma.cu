@@ -5,7 +5,7 @@
 // A block makes 128 queries of one head. Two threads of warpgroup 0 order copies of tiles of 128 keys and of values into two stages; warpgroups 1 and 2 hold 64 queries each: scores, weights and
 // the output stay in their registers. While the tensor cores form the scores of the next tile and add the values of this one, the other warpgroup turns scores into weights.
 // fp32 sums and running maxima, keys in ascending order: deterministic. The weights are rounded to bf16 for their product with v.
-#include "softmax_visibility.cuh"
+#include "softmax_rows.cuh"
 #include "stages.cuh"
 
 #if LASP_ELEMENT_BF16 && __CUDA_ARCH_FEAT_SM90_ALL
@@ -18,37 +18,17 @@ constexpr int KEYS = 128;                 // of one tile
 constexpr int STAGES = 2;
 constexpr int THREADS = (1 + CONSUMERS) * WARPGROUP;
 constexpr int PRODUCER_REGISTERS = 24, CONSUMER_REGISTERS = 240;
-constexpr int64 L2_SHARE = 24 << 20;      // bytes of keys and values that blocks running at the same time should read
 constexpr int TURN = 1;                   // named barriers: the turn of consumer 0, of consumer 1
+
 // ---- What a block works on ----
 
 struct Call {
     const TensorMap *q, *k, *v;  // boxes of 64 queries, of 128 keys
     const int64* ranges;
-    int64 first_key, queries;
-    int keys, heads, key_heads;
-    int64 batches;
+    int64 first_key;
+    Extents extents;
     float scale;
 };
-
-struct Unit {
-    int64 batch, token;
-    int head, key_head, rows;
-};
-
-// Blocks that run together share keys and values: as many key heads at a time as fit L2_SHARE, and among them the last queries, which see the most under a causal mask, first.
-__device__ __forceinline__ Unit unit_of(const Call& call, int width)
-{
-    const int group = call.heads / call.key_heads;
-    const int64 tiles = (call.queries + BLOCK_QUERIES - 1) / BLOCK_QUERIES, lines = call.batches * call.key_heads;
-    const int64 share = max((int64)1, min(lines, L2_SHARE / max((int64)1, (int64)call.keys * width * 4)));
-    const int64 section = blockIdx.x / (share * group * tiles), here = min(share, lines - section * share) * group;
-    const int64 rest = blockIdx.x - section * share * group * tiles, tile = tiles - 1 - rest / here;
-    const int64 line = section * share + rest % here / group;
-    const int key_head = line % call.key_heads;
-    const int64 token = tile * BLOCK_QUERIES;
-    return { line / call.key_heads, token, (int)(key_head * group + rest % here % group), key_head, (int)min((int64)BLOCK_QUERIES, call.queries - token) };
-}
 
 template <int D> struct Tiles {
     static constexpr unsigned QUERY_BYTES = QUERIES * D * 2, KEY_BYTES = KEYS * D * 2;
@@ -102,13 +82,6 @@ template <int D> __device__ __forceinline__ void produce_keys(
 }
 
 // ---- Consumer ----
-
-// Over the four lanes that share a row of sums; each gets the result.
-template <typename Op> __device__ __forceinline__ float row_reduce(float x, Op op)
-{
-    x = op(x, __shfl_xor_sync(0xFFFFFFFFu, x, 1));
-    return op(x, __shfl_xor_sync(0xFFFFFFFFu, x, 2));
-}
 
 // The running softmax of this thread's two rows: maximum of the scores, and this thread's part of the sum of 2^(factor (score - maximum)).
 struct RunningSoftmax {
@@ -253,25 +226,21 @@ template <int D> struct Consumer {
     }
 };
 
-__device__ __forceinline__ void store_pair(float low, float high, bf16* to) { *(unsigned*)to = pack_bf16(low, high); }
-
-__device__ __forceinline__ void store_pair(float low, float high, float* to) { *(float2*)to = make_float2(low, high); }
-
 template <int D, typename Output> __device__ __forceinline__ void consume(
     const Call& call, const Unit& unit, const Tiles<D>& tiles, Stages& stages, int first, int count, Output* o, float* log_sum_exp)
 {
     const int number = threadIdx.x / WARPGROUP - 1, first_row = number * QUERIES;
-    const int64 row_of_token = (unit.batch * call.queries + unit.token) * call.heads + unit.head;
+    const int64 row_of_token = (unit.batch * call.extents.queries + unit.token) * call.extents.heads + unit.head;
     Consumer<D> consumer = { tiles, stages };
     consumer.number = number;
     consumer.softmax = { { -INFINITE, -INFINITE }, { 0.0f, 0.0f } };
-    SpanOfQueries seen = SpanOfQueries::neutral(call.keys);
+    SpanOfQueries seen = SpanOfQueries::neutral(call.extents.keys);
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
         const int query = first_row + sums_row(2 * row);
-        consumer.seen[row] = { 0, call.keys - 1 };
+        consumer.seen[row] = { 0, call.extents.keys - 1 };
         if (query >= unit.rows) continue;
-        consumer.seen[row] = seen_by(call.ranges, unit.token + query, call.first_key, call.keys);
+        consumer.seen[row] = seen_by(call.ranges, unit.token + query, call.first_key, call.extents.keys);
         seen = seen.and_of({ consumer.seen[row], consumer.seen[row] });
     }
     consumer.seen_by_all = reduce_spans(seen).all;
@@ -285,7 +254,7 @@ template <int D, typename Output> __device__ __forceinline__ void consume(
         const int query = first_row + sums_row(2 * row);
         const float sum = row_reduce(consumer.softmax.sum[row], Sum()), inverse = sum > 0.0f ? 1.0f / sum : 0.0f;
         if (query >= unit.rows) continue;
-        const int64 to = row_of_token + query * (int64)call.heads;
+        const int64 to = row_of_token + query * (int64)call.extents.heads;
 #pragma unroll
         for (int i = 2 * row; i < Sums<D>::COUNT; i += 4) store_pair(consumer.out.at[i] * inverse, consumer.out.at[i + 1] * inverse, o + to * D + sums_column(i));
         if (threadIdx.x % 4 == 0) log_sum_exp[to] = sum > 0.0f ? fmaf(consumer.softmax.maximum[row], call.scale, logf(sum)) : -INFINITE;
@@ -297,10 +266,11 @@ template <int D, typename Output> __device__ __forceinline__ void attend(const C
     extern __shared__ unsigned char memory[];
     __shared__ Stages stages;
     __shared__ KeySpan seen_by_warp[BLOCK_QUERIES / WARP];
-    const Unit unit = unit_of(call, D);
+    const Extents& x = call.extents;
+    const Unit unit = unit_of(x, D, BLOCK_QUERIES);
     const Tiles<D> tiles = Tiles<D>::at((shared_address(memory) + 1023) & ~1023u);
     if (threadIdx.x < BLOCK_QUERIES) {
-        const KeySpan mine = (int)threadIdx.x < unit.rows ? seen_by(call.ranges, unit.token + threadIdx.x, call.first_key, call.keys) : KeySpan { call.keys, -1 };
+        const KeySpan mine = (int)threadIdx.x < unit.rows ? seen_by(call.ranges, unit.token + threadIdx.x, call.first_key, x.keys) : KeySpan { x.keys, -1 };
         const KeySpan any = reduce_spans({ mine, mine }).any;
         if (threadIdx.x % WARP == 0) seen_by_warp[threadIdx.x / WARP] = any;
     }
@@ -330,7 +300,7 @@ template <int D, typename Output> __device__ __forceinline__ void attend(const C
         const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k, const __grid_constant__ TensorMap v, const int64* ranges, int64 first_key, int64 queries, int keys,  \
         int heads, int key_heads, int64 batches, float scale, Output* o, float* log_sum_exp)                                                                                         \
     {                                                                                                                                                                                \
-        attend<D>({ &q, &k, &v, ranges, first_key, queries, keys, heads, key_heads, batches, scale }, o, log_sum_exp);                                                                  \
+        attend<D>({ &q, &k, &v, ranges, first_key, { queries, keys, heads, key_heads, batches }, scale }, o, log_sum_exp);                                                                \
     }
 
 SOFTMAX_ATTENTION(softmax_attention_fwd_64, 64, bf16)

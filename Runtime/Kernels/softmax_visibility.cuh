@@ -1,4 +1,4 @@
-// Which keys a query of softmax attention sees, for the kernels on Hopper's warpgroup products. ranges [C, 2]: query i sees the keys whose global index lies in
+// Which keys a query of softmax attention sees, for the kernels for heads of 64 and 128 channels. ranges [C, 2]: query i sees the keys whose global index lies in
 // [ranges[i, 0], ranges[i, 1]]; key j of the call has global index first_key + j.
 #ifndef LASP_SOFTMAX_VISIBILITY
 #define LASP_SOFTMAX_VISIBILITY
@@ -44,6 +44,26 @@ __device__ __forceinline__ SpanOfQueries reduce_spans(SpanOfQueries x)
         x = x.and_of({ { other(x.any.first), other(x.any.last) }, { other(x.all.first), other(x.all.last) } });
     }
     return x;
+}
+
+template <int COUNT> __device__ __forceinline__ SpanOfQueries span_of_all(const SpanOfQueries (&spans)[COUNT])
+{
+    SpanOfQueries all = spans[0];
+#pragma unroll
+    for (int i = 1; i < COUNT; ++i) all = all.and_of(spans[i]);
+    return all;
+}
+
+// spans[run] of queries [QUERIES run, QUERIES (run + 1)), by one warp.
+template <int QUERIES> __device__ __forceinline__ void find_span(const int64* ranges, int64 run, int64 first_key, int64 queries, int keys, SpanOfQueries* spans)
+{
+    SpanOfQueries seen = SpanOfQueries::neutral(keys);
+    for (int64 query = run * QUERIES + threadIdx.x % WARP; query < min(queries, (run + 1) * QUERIES); query += WARP) {
+        const KeySpan mine = seen_by(ranges, query, first_key, keys);
+        seen = seen.and_of({ mine, mine });
+    }
+    seen = reduce_spans(seen);
+    if (threadIdx.x % WARP == 0) spans[run] = seen;
 }
 
 #endif

@@ -6,6 +6,25 @@
 #define LASP_STAGES
 #include "wgmma.cuh"
 
+// ---- Copies by many threads ----
+
+// ROWS rows of 64 PANELS bf16, `stride` apart and 16-byte aligned, into panels; rows from `rows` on become zero. By THREADS threads, this one number `thread`.
+template <int ROWS, int PANELS, int THREADS> __device__ __forceinline__ void copy_panels(unsigned to, const bf16* from, int64 stride, int rows, int thread)
+{
+    constexpr int PACKS = PANEL / PACK * PANELS, AT_ONCE = THREADS / PACKS;
+    const int pack = thread % PACKS, first = thread / PACKS;
+    const bf16* source = from + first * stride + pack * PACK;
+    to += pack / 8 * ROWS * PANEL_ROW;
+    if (rows >= ROWS) {
+#pragma unroll 2
+        for (int row = first; row < ROWS; row += AT_ONCE, source += AT_ONCE * stride) copy16_async(to + panel_offset(row, pack % 8), source, 16);
+    } else {
+#pragma unroll 1
+        for (int row = first; row < ROWS; row += AT_ONCE, source += AT_ONCE * stride)
+            copy16_async(to + panel_offset(row, pack % 8), row < rows ? source : from, row < rows ? 16 : 0);
+    }
+}
+
 #if __CUDA_ARCH_FEAT_SM90_ALL
 
 // ---- Barriers in shared memory: complete when `arrivals` threads have arrived, then start over with the other parity ----
@@ -44,25 +63,6 @@ __device__ __forceinline__ void expect_bytes(Barrier& barrier, unsigned bytes)
 template <int COUNT> __device__ __forceinline__ void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT)); }
 
 template <int COUNT> __device__ __forceinline__ void give_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT)); }
-
-// ---- Copies by many threads ----
-
-// ROWS rows of 64 PANELS bf16, `stride` apart and 16-byte aligned, into panels; rows from `rows` on become zero. By THREADS threads, this one number `thread`.
-template <int ROWS, int PANELS, int THREADS> __device__ __forceinline__ void copy_panels(unsigned to, const bf16* from, int64 stride, int rows, int thread)
-{
-    constexpr int PACKS = PANEL / PACK * PANELS, AT_ONCE = THREADS / PACKS;
-    const int pack = thread % PACKS, first = thread / PACKS;
-    const bf16* source = from + first * stride + pack * PACK;
-    to += pack / 8 * ROWS * PANEL_ROW;
-    if (rows >= ROWS) {
-#pragma unroll 4
-        for (int row = first; row < ROWS; row += AT_ONCE, source += AT_ONCE * stride) copy16_async(to + panel_offset(row, pack % 8), source, 16);
-    } else {
-#pragma unroll 1
-        for (int row = first; row < ROWS; row += AT_ONCE, source += AT_ONCE * stride)
-            copy16_async(to + panel_offset(row, pack % 8), row < rows ? source : from, row < rows ? 16 : 0);
-    }
-}
 
 // Waits for this thread's copies and shows them to the products; an arrival must follow.
 __device__ __forceinline__ void publish_copies()

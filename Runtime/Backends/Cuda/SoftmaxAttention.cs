@@ -2,7 +2,7 @@ namespace LaspNative.Runtime.Cuda;
 
 /// <summary>
 /// Softmax attention over a block of keys, and its gradients (softmax_attention.cu, softmax_attention_bwd.cu): tiles of 64 queries and 64 keys in shared memory, whatever the
-/// lengths; bf16 runs on tensor cores, on Hopper by other kernels where they apply (SoftmaxWarpgroups.cs). Without queries or without keys there is nothing to walk: then o = 0, log-sum-exp = -infinity, and no gradient is added.
+/// lengths; bf16 runs on tensor cores, heads of 64 and 128 channels by kernels of their own (SoftmaxPanels.cs). Without queries or without keys there is nothing to walk: then o = 0, log-sum-exp = -infinity, and no gradient is added.
 /// </summary>
 internal sealed partial class CudaBackend
 {
@@ -47,9 +47,10 @@ internal sealed partial class CudaBackend
         bool accumulator = o.DType == DType.F32;
         RequireShape(o, accumulator ? DType.F32 : q.DType, [block.Batches, block.Queries, block.Heads, block.ValueWidth]);
         block.RequireRows(logSumExp);
-        if (RunsOnWarpgroups(block, q.DType, scale, q.Pointer, k.Pointer, v.Pointer, o.Pointer))
+        if (FitsPanels(block, q.DType, scale, q.Pointer, k.Pointer, v.Pointer, o.Pointer))
         {
-            AttendOnWarpgroups(block, q, k, v, ranges, firstKey, scale, o, logSumExp);
+            if (HasWarpgroups) AttendOnWarpgroups(block, q, k, v, ranges, firstKey, scale, o, logSumExp);
+            else AttendOnMma(block, q, k, v, ranges, firstKey, scale, o, logSumExp);
             return;
         }
         long blocks = AttentionRun.Slices(block.Queries) * block.Batches * block.Heads * CeilDivide(block.ValueWidth, Span);
@@ -93,9 +94,10 @@ internal sealed partial class CudaBackend
         RequireShape(dq, DType.F32, q.Shape);
         RequireShape(dk, DType.F32, k.Shape);
         RequireShape(dv, DType.F32, v.Shape);
-        if (RunsOnWarpgroups(block, q.DType, scale, q.Pointer, k.Pointer, v.Pointer, dO.Pointer, dq.Pointer, dk.Pointer, dv.Pointer))
+        if (FitsPanels(block, q.DType, scale, q.Pointer, k.Pointer, v.Pointer, dO.Pointer, dq.Pointer, dk.Pointer, dv.Pointer))
         {
-            AttendBackwardOnWarpgroups(block, q, k, v, dO, logSumExp, delta, ranges, firstKey, scale, dq, dk, dv);
+            if (HasWarpgroups) AttendBackwardOnWarpgroups(block, q, k, v, dO, logSumExp, delta, ranges, firstKey, scale, dq, dk, dv);
+            else AttendBackwardOnMma(block, q, k, v, dO, logSumExp, delta, ranges, firstKey, scale, dq, dk, dv);
             return;
         }
         long queryBlocks = AttentionRun.Slices(block.Queries) * block.Batches * block.Heads * CeilDivide(block.KeyWidth, Span);
