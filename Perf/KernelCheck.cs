@@ -54,25 +54,30 @@ public static class KernelCheck
 
     private static (List<(KernelKey Key, KernelResources Resources)> Measured, List<string> Offences) Compile()
     {
+        var units = from file in KernelCompiler.Files from element in s_elements from architecture in s_architectures select (File: file, Element: element, Architecture: architecture);
         var measured = new List<(KernelKey, KernelResources)>();
         var offences = new List<string>();
-        foreach (string file in KernelCompiler.Files)
-            foreach (DType element in s_elements)
-                foreach (string architecture in s_architectures)
-                {
-                    try
-                    {
-                        CompiledKernels compiled = KernelCompiler.Compile(file, KernelCompiler.DefinesFor(element), architecture);
-                        measured.AddRange(compiled.Kernels.Select(k => (new KernelKey(file, element, architecture, k.Name), k)));
-                    }
-                    catch (KernelCompilationException e)
-                    {
-                        offences.Add(e.Message);
-                        Console.Error.WriteLine(e.Log);
-                    }
-                }
+        foreach ((var unit, CompiledKernels? compiled, KernelCompilationException? error) in units.ToArray().AsParallel().AsOrdered().Select(u => TryCompile(u.File, u.Element, u.Architecture)))
+        {
+            if (compiled is not null) measured.AddRange(compiled.Kernels.Select(k => (new KernelKey(unit.File, unit.Element, unit.Architecture, k.Name), k)));
+            if (error is null) continue;
+            offences.Add(error.Message);
+            Console.Error.WriteLine(error.Log);
+        }
         measured.Sort((a, b) => a.Item1.CompareTo(b.Item1));
         return (measured, offences);
+    }
+
+    private static ((string File, DType Element, string Architecture) Unit, CompiledKernels? Compiled, KernelCompilationException? Error) TryCompile(string file, DType element, string architecture)
+    {
+        try
+        {
+            return ((file, element, architecture), KernelCompiler.Compile(file, KernelCompiler.DefinesFor(element), architecture), null);
+        }
+        catch (KernelCompilationException e)
+        {
+            return ((file, element, architecture), null, e);
+        }
     }
 
     private static void PrintTable(List<(KernelKey Key, KernelResources Resources)> measured, Dictionary<KernelKey, KernelBudget> budgets)
