@@ -19,7 +19,7 @@ constexpr int MAX_THREADS = 512;
 constexpr int FORWARD_BLOCKS = 2;  // of MAX_THREADS, at least, at a time: the barrier of one hides behind the loads of the others
 #else
 constexpr int MAX_THREADS = 256;   // a thread's rows take twice the registers
-constexpr int FORWARD_BLOCKS = 3;
+constexpr int FORWARD_BLOCKS = 0;  // no demand: three of 80 registers
 #endif
 constexpr int MAX_WARPS = 16;
 
