@@ -82,6 +82,14 @@ public sealed partial class CudaContext : IDisposable
     /// </summary>
     public void MakeCurrent() => TryMakeCurrent().Check("cuCtxSetCurrent");
 
+    /// <summary>Blocks the host until everything queued on this context's streams has run, whoever queued it.</summary>
+    internal void Synchronize()
+    {
+        MakeCurrent();
+        CountHostWait();
+        CudaDriver.cuCtxSynchronize().Check();
+    }
+
     /// <summary>For clean-up, which must not throw.</summary>
     internal CUresult TryMakeCurrent()
     {

@@ -64,8 +64,13 @@ public sealed class Blas : IDisposable
         CublasLt.cublasLtDestroy(_handle);
     }
 
+    /// <summary>
+    /// cuBLASLt loads a kernel at its first launch, and the driver lets nothing be loaded while the GPU works. Behind a collective that waits for another rank, which waits to load something itself, that
+    /// would never end: so the GPU is idle before.
+    /// </summary>
     private GemmPlan Plan(GemmProblem problem, nint a, nint b, nint c, float beta)
     {
+        _device.Context.Synchronize();
         var plan = new GemmPlan(_handle, problem);
         _plans.Add(problem, plan);
         plan.Algorithm = Remembered(plan, problem) ?? Measured(plan, problem, a, b, c, beta) ?? plan.Candidates(1)[0];

@@ -61,6 +61,9 @@ internal static unsafe partial class CudaDriver
     public static partial CUresult cuCtxGetCurrent(out nint context);
 
     [LibraryImport(Library)]
+    public static partial CUresult cuCtxSynchronize();
+
+    [LibraryImport(Library)]
     public static partial CUresult cuCtxSetCurrent(nint context);
 
     [LibraryImport(Library)]
