@@ -23,6 +23,8 @@ public abstract class Communicator : ICommunicator
 
     public Device Device { get; }
 
+    public virtual bool LeavesComputeAlone => true;
+
     public CommunicationCounters Counters { get; } = new();
 
     public CommunicationWork AllGather(Tensor source, Tensor destination)

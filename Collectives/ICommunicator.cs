@@ -18,6 +18,9 @@ public interface ICommunicator : IDisposable
     /// <summary>The device whose tensors this communicator moves.</summary>
     Device Device { get; }
 
+    /// <summary>Whether long messages take nothing from what is computed meanwhile, so that they are best waited for as late as can be. NCCL's blocks take multiprocessors.</summary>
+    bool LeavesComputeAlone => true;
+
     /// <summary>Bytes and messages sent by this rank, by operation.</summary>
     CommunicationCounters Counters { get; }
 

@@ -6,6 +6,8 @@ namespace LaspNative.Collectives;
 /// <summary>The operations, and which of them copy engines do.</summary>
 public sealed partial class NcclCommunicator
 {
+    public override bool LeavesComputeAlone => _shards is not null;
+
     private protected override CommunicationWork Start(CollectiveKind kind, Tensor source, Tensor destination, int root)
     {
         if (source.Count == 0) return CommunicationWork.Done;

@@ -1,5 +1,4 @@
 using System.Runtime.InteropServices;
-using LaspNative.Runtime;
 using LaspNative.Runtime.Cuda;
 
 namespace LaspNative.Collectives;
@@ -20,7 +19,6 @@ internal sealed class PeerMemory : IDisposable
     private readonly long _flagsAt;
     private readonly int _flagCount;
     private readonly CudaStream _rescue;
-    private readonly AllocationTicket _ticket;
     private readonly Lock _lock = new();
     private bool _disposed;
 
@@ -28,7 +26,6 @@ internal sealed class PeerMemory : IDisposable
     {
         (_device, Rank, _memory, _addresses, _flagsAt, _flagCount) = (device, rank, memory, addresses, flagsAt, flagCount);
         _rescue = new CudaStream(device.Context);
-        _ticket = device.Memory.Add(flagsAt + ((flagCount + Numbers) * sizeof(uint)), MemoryCategory.Communication);
     }
 
     public int Rank { get; }
@@ -89,7 +86,6 @@ internal sealed class PeerMemory : IDisposable
             if (_disposed) return;
             _disposed = true;
             _memory.Dispose();
-            _device.Memory.Remove(_ticket);
             _rescue.Dispose();
         }
     }

@@ -12,6 +12,8 @@ internal sealed class WaitMeter(ICommunicator group, WaitAccount account) : ICom
 
     public Device Device => group.Device;
 
+    public bool LeavesComputeAlone => group.LeavesComputeAlone;
+
     public CommunicationCounters Counters => group.Counters;
 
     public CommunicationWork AllGather(Tensor source, Tensor destination) => Metered(group.AllGather(source, destination));

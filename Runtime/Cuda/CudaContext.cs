@@ -117,7 +117,7 @@ public sealed partial class CudaContext : IDisposable
             // The driver reads C's environment, which Environment.SetEnvironmentVariable does not reach.
             SetEnvironment("CUDA_MODULE_LOADING", "EAGER", overwrite: 0);
             // Streams that share one of the driver's queues (8 unless told otherwise) wait for one another: one that waits for a peer must not hold up the one that the peer waits for.
-            SetEnvironment("CUDA_DEVICE_MAX_CONNECTIONS", "32", overwrite: 0);
+            if (LaspOptions.Current.PeerSums) SetEnvironment("CUDA_DEVICE_MAX_CONNECTIONS", "32", overwrite: 0);
             CUresult result = CudaDriver.cuInit(0);
             s_initialized = result;
             return result;

@@ -52,7 +52,7 @@ internal sealed class ModelReplica : IDisposable
     }
 
     /// <summary>
-    /// Updates every parameter and frees the gradients. Call after <see cref="SquaredNorm"/>. In stages 1 and 2 the other ranks' parts are then on their way: the model waits for them where it reads them,
+    /// Updates every parameter and frees the gradients. Call after <see cref="SquaredNorm"/>. In stages 1 and 2 the other ranks' parts may then be on their way: the model waits for them where it reads them,
     /// and nobody else may read a parameter before <see cref="Parameters"/> was called.
     /// </summary>
     /// <param name="gradientScale">As <see cref="AdamW.Step"/> takes it, the same on every rank.</param>

@@ -40,6 +40,7 @@ internal sealed class ParameterShards : IParameterResidency, IDisposable
     private readonly ICommunicator _group;
     private readonly ICommunicator _background;
     private readonly bool _isDivided;
+    private readonly bool _isLate; // whether whole parameters are waited for when they are read
     private readonly int _blocks;
     private readonly Queue<Unit> _coming = new(); // stages 1 and 2
     private readonly Unit[] _units;
@@ -47,11 +48,12 @@ internal sealed class ParameterShards : IParameterResidency, IDisposable
     private readonly Dictionary<string, (FlatBucket Layout, FlatPiece Piece)> _places = new(StringComparer.Ordinal);
 
     /// <param name="layouts">Stage 3: the blocks from the last to the first, then the other parameters.</param>
-    /// <param name="group">Of what is waited for at once, in stage 3.</param>
-    /// <param name="background">The same ranks: of what has time, in stages 1 and 2.</param>
+    /// <param name="group">Of what is waited for at once.</param>
+    /// <param name="background">The same ranks: of what has time, in stages 1 and 2, where it leaves what is computed alone.</param>
     public ParameterShards(IReadOnlyList<FlatBucket> layouts, ICommunicator group, ICommunicator background, ZeroStage stage)
     {
         (_group, _background, _isDivided) = (group, background, stage == ZeroStage.Parameters);
+        _isLate = !_isDivided && background.LeavesComputeAlone;
         _blocks = 1 + layouts.SelectMany(l => l.Pieces).Max(p => BlockOf(p.Parameter) ?? -1);
         _units = [.. layouts.Select(Lay)];
         foreach (Unit unit in _units)
@@ -61,7 +63,7 @@ internal sealed class ParameterShards : IParameterResidency, IDisposable
                 _segments.Add(segment.Parameter with { Variable = Variable.Parameter(unit.Shard.Slice(segment.Start, segment.Count)) });
             if (_isDivided) Free(unit);
         }
-        ReadFirst = _units.TakeWhile(u => u.FirstBlock >= 0).Sum(u => u.Layout.SegmentsOf(group.Rank).Count())..;
+        ReadFirst = !_isLate ? ^0.. : _units.TakeWhile(u => u.FirstBlock >= 0).Sum(u => u.Layout.SegmentsOf(group.Rank).Count())..;
     }
 
     /// <summary>
@@ -103,22 +105,34 @@ internal sealed class ParameterShards : IParameterResidency, IDisposable
         }
     }
 
-    /// <summary>Those of <see cref="Segments"/> that the model reads before its blocks: the last.</summary>
+    /// <summary>Those of <see cref="Segments"/> that are best updated and published before the others, for the model reads them before its blocks: the last. Empty where all are waited for at once.</summary>
     public Range ReadFirst { get; }
 
     /// <summary>Call when the segments of <see cref="ReadFirst"/> are updated, and <see cref="PublishOthers"/> when all are: whole parameters become what the ranks made of their shards.</summary>
-    public void PublishReadFirst() => Publish(_units.Where(u => u.FirstBlock < 0));
+    public void PublishReadFirst()
+    {
+        if (_isLate) Publish(_units.Where(u => u.FirstBlock < 0), _background);
+    }
 
     /// <inheritdoc cref="PublishReadFirst"/>
-    public void PublishOthers() => Publish(_units.Where(u => u.FirstBlock >= 0).OrderBy(u => u.FirstBlock));
-
-    /// <summary>Each is whole when the model reads it, or <see cref="BringAll"/> was called.</summary>
-    private void Publish(IEnumerable<Unit> units)
+    public void PublishOthers()
     {
         if (_isDivided) return; // the next step gathers them
+        if (_isLate)
+        {
+            Publish(_units.Where(u => u.FirstBlock >= 0).OrderBy(u => u.FirstBlock), _background);
+            return;
+        }
+        Publish(_units, _group);
+        while (_coming.TryDequeue(out Unit? unit)) Await(unit);
+    }
+
+    /// <summary>Each is whole when the model reads it, or <see cref="BringAll"/> was called.</summary>
+    private void Publish(IEnumerable<Unit> units, ICommunicator group)
+    {
         foreach (Unit unit in units)
         {
-            unit.Gather = _background.AllGather(unit.Shard, unit.Flat);
+            unit.Gather = group.AllGather(unit.Shard, unit.Flat);
             _coming.Enqueue(unit);
         }
     }
