@@ -128,7 +128,7 @@ public sealed class CudaDevice : Device
     /// </summary>
     public void Prepare(params ReadOnlySpan<DType> elements)
     {
-        Kernels.LoadAll(elements);
+        foreach (DType element in elements) Kernels.LoadAll(element);
         Blas.Prepare();
         Workspace(1 << 20);
         Synchronize();

@@ -19,7 +19,6 @@ public static partial class OpCases
         AddLinearAttentionDecode();
         AddLinearAttentionBlocks();
         AddSoftmaxAttention();
-        AddKeyRanges();
         AddPermute();
         AddTraining();
     }
