@@ -10,8 +10,8 @@ internal static class Gpu
     private static readonly Lazy<(bool Usable, string Reason)> s_usable = new(() => (SystemProbe.IsCudaUsable(out string reason), reason));
     private static readonly Lazy<int> s_count = new(() => SystemProbe.Run().Gpus.Count);
 
-    /// <summary>Keeps GPU 0's primary context alive between tests; creating it costs more than most of them.</summary>
-    private static readonly Lazy<CudaContext> s_context = new(() => CudaContext.OpenPrimary(0));
+    /// <summary>Keep the primary contexts of the first GPUs alive between tests; creating one costs more than most of them.</summary>
+    private static readonly List<CudaContext> s_contexts = [];
 
     public static bool IsAvailable => s_usable.Value.Usable;
 
@@ -20,7 +20,8 @@ internal static class Gpu
     {
         if (!IsAvailable) Assert.Skip($"skipped: no CUDA device ({s_usable.Value.Reason})");
         if (s_count.Value < gpus) Assert.Skip($"skipped: {gpus} CUDA devices needed, {s_count.Value} found");
-        _ = s_context.Value;
+        lock (s_contexts)
+            while (s_contexts.Count < gpus) s_contexts.Add(CudaContext.OpenPrimary(s_contexts.Count));
     }
 
     /// <summary>Skips the running test where kernels cannot be compiled; no GPU is needed for that.</summary>
