@@ -8,6 +8,9 @@ internal static class SpareArrays<T> where T : class
 {
     private const int Longest = 8;
 
+    /// <summary>Of one length. Where one thread records and another disposes, the second would keep more with every step.</summary>
+    private const int Most = 1 << 14;
+
     [ThreadStatic]
     private static Stack<T?[]>?[]? s_spare;
 
@@ -24,6 +27,7 @@ internal static class SpareArrays<T> where T : class
         if (array.Length is 0 or > Longest) return;
         Array.Clear(array);
         Stack<T?[]>?[] spare = s_spare ??= new Stack<T?[]>?[Longest + 1];
-        (spare[array.Length] ??= new Stack<T?[]>()).Push(array);
+        Stack<T?[]> same = spare[array.Length] ??= new Stack<T?[]>();
+        if (same.Count < Most) same.Push(array);
     }
 }

@@ -83,14 +83,14 @@ internal sealed class Trainer : IDisposable
         }
         return new TrainingResult(firstLoss, lastLoss, step, cancelled && step < _options.LastStep, checkpoint ?? "");
 
-        // A device that cannot say any more how the last steps went is no news beside the failure.
+        // That the last steps cannot be told any more, by the device or to a full disk, is no news beside the failure.
         void TellFinished()
         {
             try
             {
                 while (_reports.Any) Report();
             }
-            catch (LaspException) { }
+            catch (Exception error) when (error is LaspException or IOException or UnauthorizedAccessException) { }
         }
 
         void Report()

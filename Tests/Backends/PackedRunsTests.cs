@@ -1,3 +1,4 @@
+using System.Runtime.InteropServices;
 using LaspNative.Runtime;
 using LaspNative.Runtime.Cuda;
 using Xunit;
@@ -21,6 +22,56 @@ public class PackedRunsTests
         runs.ForEach(r => seen.Add([.. r.Tokens(x).ToDoubles(), .. r.State(states).ToDoubles()]));
         Assert.Equal([[0, 1, 7], [2, 3, 4, 5, 6, 7, 8], [8, 9, 10, 11, 9]], seen);
     }
+
+    /// <summary>As the kernels read it: every token lies in one segment of its own run, and every state belongs to one segment; those with states come first.</summary>
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public void A_cut_covers_every_run_once(bool everyState)
+    {
+        using Device device = Device.Open("cpu:1");
+        int cuts = 0;
+        for (int seed = 0; seed < 40; seed++)
+        {
+            var random = new Random(seed);
+            int longest = 1 << random.Next(1, 16);
+            var boundaries = new List<long> { 0 };
+            for (int i = random.Next(1, 40); i > 0; i--) boundaries.Add(boundaries[^1] + random.Next(1, longest));
+            using var runs = new PackedRuns([.. boundaries]);
+            PackedCut cut = PackedCut.Of(runs, heads: random.Next(1, 17), blocksAtOnce: 132, everyState, device);
+            CheckCut(runs, cut, everyState || !cut.IsCut);
+            if (cut.IsCut) cuts++;
+        }
+        Assert.InRange(cuts, 5, 35); // of both kinds
+    }
+
+    private static void CheckCut(PackedRuns runs, PackedCut cut, bool everyState)
+    {
+        var rows = new (long First, int Tokens, int State)[cut.Segments];
+        for (int i = 0; i < rows.Length; i++) rows[i] = (Word(cut.SegmentRows, 2 * i), (int)(Word(cut.SegmentRows, (2 * i) + 1) & uint.MaxValue), (int)(Word(cut.SegmentRows, (2 * i) + 1) >> 32));
+        long at = 0;
+        foreach ((long first, int tokens, _) in rows.OrderBy(r => r.First))
+        {
+            Assert.Equal(at, first);
+            at += tokens;
+        }
+        Assert.Equal((runs.Tokens, runs.Count), (at, (int)cut.Documents));
+        Assert.Equal(Enumerable.Range(0, (int)cut.States), rows.Take((int)cut.States).Select(r => r.State).Order());
+        Assert.All(rows.Skip((int)cut.States), r => Assert.Equal(-1, r.State));
+        var segments = rows.ToDictionary(r => r.First);
+        var described = new HashSet<long>();
+        for (int i = 0; i < cut.Runs; i++)
+        {
+            (long state, long run, long tokens, long length) = (Word(cut.RunRows, 4 * i), Word(cut.RunRows, (4 * i) + 1), Word(cut.RunRows, (4 * i) + 2), Word(cut.RunRows, (4 * i) + 3));
+            Assert.True(described.Add(run) && tokens == runs.Length((int)run) && length % 64 == 0, $"run {run} of {tokens} tokens in segments of {length}");
+            for (long start = 0; start < tokens; start += length)
+                Assert.Equal((runs.Start((int)run) + start, (int)Math.Min(length, tokens - start), (int)(state + (start / length))), segments[runs.Start((int)run) + start]);
+        }
+        if (everyState) Assert.Equal(runs.Count, described.Count);
+        else Assert.Equal(rows.Length - cut.States, runs.Count - described.Count); // the others are whole
+    }
+
+    private static long Word(nint table, int index) => Marshal.ReadInt64(table, index * sizeof(long));
 
     [Theory]
     [InlineData(DType.BF16)]

@@ -71,6 +71,25 @@ public class StrategyMatrixTests
                 Case(strategy, 4, 37, decay, kind, DType.F64).AssertWithin(s_cpu, 1e-11);
     }
 
+    /// <summary>Random documents, many of them whole on one rank and neighbours, so that they are computed as packed runs; some over several ranks, some of one token.</summary>
+    [Theory]
+    [InlineData("lasp1")]
+    [InlineData("lasp2")]
+    [InlineData("zeco")]
+    [InlineData("ulysses")]
+    public void Random_documents_equal_the_definition_in_fp64(string strategy)
+    {
+        for (int seed = 0; seed < 16; seed++)
+        {
+            var random = new Random(seed);
+            int n = random.Next(1, 120), w = random.Next(1, 6), longest = random.Next(1, n + 1);
+            var boundaries = new List<long> { 0 };
+            while (boundaries[^1] < n) boundaries.Add(Math.Min(n, boundaries[^1] + random.Next(1, longest + 1)));
+            StrategyCase one = Case(strategy, strategy == "ulysses" ? Math.Min(w, 2) : w, n, (DecayKind)(seed % 4), "packed", DType.F64);
+            (one with { Documents = [.. boundaries], States = random.Next(4) > 0 }).AssertWithin(s_cpu, 1e-11);
+        }
+    }
+
     [Theory]
     [InlineData(1)]
     [InlineData(2)]

@@ -296,6 +296,22 @@ public class TrainingRunTests
         Assert.Equal([1, 2, 3], Metrics(options).Select(m => (int)m["step"]!));
     }
 
+    [Fact]
+    public void A_failure_is_not_hidden_by_one_to_tell_what_came_before()
+    {
+        using var folder = new TemporaryFolder();
+        TrainOptions options = Options(folder, "out");
+        var listener = new RecordingListener(record => { if (record.Step == 3) throw new IOException("the disk is full"); });
+        TextCorpus corpus = TextCorpus.Read(options.Data, new ByteTokenizer());
+        var failure = new LaspException("no memory for step 4");
+        Assert.Same(failure, Assert.ThrowsAny<Exception>(() => World.Run(options.World, rank =>
+        {
+            using var trainer = new Trainer(options, corpus.Tokens, rank, listener, new FailingProbe(4, failure), lag: 1);
+            trainer.Run();
+        })));
+        Assert.Equal([1, 2, 3], listener.Steps.Select(s => s.Step));
+    }
+
     private sealed class FailingProbe(long at, Exception failure) : IStepProbe
     {
         public void Before(long step)
