@@ -36,7 +36,15 @@ public sealed class Tensor : IDisposable
     public long Bytes => Count * DType.Size();
 
     /// <summary>Address of the first element, in the device's address space.</summary>
-    public nint Pointer => Held.Pointer + (nint)_offset;
+    public nint Pointer
+    {
+        get
+        {
+            long start = Volatile.Read(ref _offset);
+            ObjectDisposedException.ThrowIf(start == Disposed, this);
+            return _storage.Pointer + (nint)start;
+        }
+    }
 
     /// <summary>The storage, while this tensor is one of its owners. After that the device may have given it to others, so nothing but its device is asked of it.</summary>
     private Storage Held
@@ -123,7 +131,10 @@ public sealed class Tensor : IDisposable
     private Tensor Share(long offset, TensorLayout layout)
     {
         Held.Retain();
-        return new Tensor(_storage, _offset + offset, layout);
+        long start = Volatile.Read(ref _offset);
+        if (start != Disposed) return new Tensor(_storage, start + offset, layout);
+        _storage.Release(); // another thread has disposed this tensor meanwhile, and may have been the last owner: what was retained may be someone else's by now
+        throw new ObjectDisposedException(GetType().FullName);
     }
 
     /// <summary>

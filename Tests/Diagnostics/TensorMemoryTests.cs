@@ -27,6 +27,42 @@ public class TensorMemoryTests
         Assert.Equal((1, 8), (device.Memory.LiveCount, device.Memory.Current));
     }
 
+    /// <summary>Two threads, one tensor: the second owner comes in time and has all of it, or is refused.</summary>
+    [Fact]
+    public void A_share_that_meets_a_dispose_is_whole_or_refused()
+    {
+        const int Tensors = 100_000;
+        using Device device = Device.Open("cpu:1");
+        Tensor[] all = [.. Enumerable.Range(0, Tensors).Select(_ => Tensor.Empty([2], DType.F32, device))];
+        nint[] places = Array.ConvertAll(all, t => t.Pointer);
+        int turn = -1, wrong = 0;
+        var disposer = new Thread(() =>
+        {
+            for (int i = 0; i < Tensors; i++)
+            {
+                while (Volatile.Read(ref turn) < i) Thread.SpinWait(1);
+                all[i].Dispose();
+            }
+        });
+        disposer.Start();
+        for (int i = 0; i < Tensors; i++)
+        {
+            Volatile.Write(ref turn, i);
+            try
+            {
+                for (int n = 0; n < 8; n++)
+                {
+                    using Tensor second = all[i].Share();
+                    if (second.Pointer != places[i]) wrong++;
+                }
+            }
+            catch (ObjectDisposedException) { }
+        }
+        disposer.Join();
+        Assert.Equal(0, wrong);
+        Assert.Equal(0, device.Memory.LiveCount);
+    }
+
     [Fact]
     public void Memory_goes_with_the_last_of_its_owners()
     {
