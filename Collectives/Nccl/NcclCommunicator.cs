@@ -30,7 +30,7 @@ public sealed partial class NcclCommunicator : Communicator
 
     /// <summary>
     /// Joins the communicator of all ranks that were given <paramref name="uniqueId"/>; returns when all have come and every connection has been used once:
-    /// what NCCL allocates it allocates here, not behind a collective that waits.
+    /// what NCCL allocates it allocates here, not behind a collective that waits. Everything travels through NCCL: copy engines serve only ranks that <see cref="World"/> runs as threads.
     /// </summary>
     public NcclCommunicator(CudaDevice device, int rank, int size, byte[] uniqueId) : this(device, rank, size, uniqueId, meeting: null) { }
 
