@@ -10,7 +10,6 @@
 
 #if LASP_ELEMENT_BF16 && __CUDA_ARCH_FEAT_SM90_ALL
 
-
 constexpr int QUERIES = 64;               // of one consumer
 constexpr int CONSUMERS = 2;              // warpgroups
 constexpr int BLOCK_QUERIES = CONSUMERS * QUERIES;

@@ -7,7 +7,8 @@ namespace LaspNative.Model;
 
 /// <summary>
 /// A model's parameters in flat units, of which each rank updates its own shard. Stages 1 and 2 keep the whole units, and all-gather them in place after every update
-/// (<see cref="PublishReadFirst"/>), in the order in which the next forward pass reads them; it waits for each where it comes to it, and computes while the others travel. Stage 3 keeps the shard alone: a block is gathered ahead of its use, while the block before it computes, in forward and again in backward, and freed after;
+/// (<see cref="PublishReadFirst"/>), in the order in which the next forward pass reads them; where long messages take nothing from what is computed (<see cref="ICommunicator.LeavesComputeAlone"/>)
+/// it waits for each where it comes to it, elsewhere for all at once. Stage 3 keeps the shard alone: a block is gathered ahead of its use, while the block before it computes, in forward and again in backward, and freed after;
 /// the parameters outside the blocks stay from the step's start to its end, the last block from forward into backward. On top of its shards a rank then holds at most those and two blocks.
 /// </summary>
 internal sealed class ParameterShards : IParameterResidency, IDisposable
