@@ -16,8 +16,8 @@ typedef Tile<SLAB> SlabTile;
 constexpr int WIDE_BYTES = CHUNK * WideTile::ROW_BYTES, STATE_BYTES = WIDTH * SlabTile::ROW_BYTES, SLAB_BYTES = CHUNK * SlabTile::ROW_BYTES, SUMS_BYTES = ROW_BLOCKS * SLAB * 4;
 constexpr int V = 0, OUT = V + WIDE_BYTES, ENTERING = OUT + WIDE_BYTES, LEAVING = ENTERING + STATE_BYTES, KEYS = LEAVING + STATE_BYTES, QUERIES = KEYS + SLAB_BYTES;
 constexpr int SCORES = QUERIES + SLAB_BYTES, DECAYS = SCORES + SLAB_BYTES, ARRIVING = DECAYS + SUMS_BYTES, DEPARTING = ARRIVING + SUMS_BYTES, MIDDLE = DEPARTING + SUMS_BYTES;
-constexpr int THROUGH = MIDDLE + SUMS_BYTES;  // and WARPS * SLAB floats: 96256 bytes in all
-constexpr int PARKED = THROUGH + WARPS * SLAB * 4;  // where all gradients are made at once, 8 floats of each thread for each step: 112640 bytes
+constexpr int THROUGH = MIDDLE + SUMS_BYTES;         // WARPS * SLAB floats
+constexpr int PARKED = THROUGH + WARPS * SLAB * 4;  // 16 floats of each thread: 112640 bytes in all
 
 __device__ __forceinline__ int lane_of() { return threadIdx.x % WARP; }
 __device__ __forceinline__ int block_of() { return threadIdx.x / WARP % ROW_BLOCKS; }                      // the 16 rows of this warp

@@ -215,11 +215,21 @@ template <typename T, typename Op> __device__ __forceinline__ T block_reduce(T x
 
 constexpr float LOG2_E = 1.4426950408889634f;
 
+constexpr float GENTLE = 5.42101086e-20f;  // 2^-64: a decay of at least this much may be divided by, quotients and their products stay far from the ends of fp32
+
 // 2^x by the hardware: a few units in the last place, and zero where the result would be subnormal.
 __device__ __forceinline__ float exp2_approximate(float x)
 {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// 1 / x by the hardware: one unit in the last place, and zero where the result would be subnormal.
+__device__ __forceinline__ float reciprocal_approximate(float x)
+{
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
 

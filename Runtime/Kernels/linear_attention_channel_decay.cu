@@ -1,6 +1,6 @@
 // Linear attention with a decay per channel on tensor cores: what a segment leaves, and the walk that makes o, or dv backwards. For one head, per chunk of 64 tokens,
 //     from_i = exp(sum of g over the chunk's tokens 0 .. i)      to_j = exp(sum over j + 1 ..)      A = exp(sum over all)      (per channel of D)
-//     P_ij = scale sum_d q_i exp(G_i - G_j) k_j for i >= j, without any exponent above 0: channel_decay.cuh
+//     P_ij = scale sum_d q_i exp(G_i - G_j) k_j for i >= j: of decayed and divided operands in gentle chunks, by levels (channel_decay.cuh) in all others
 //     forward     o_i = scale (q_i . from_i) S + sum_j P_ij v_j          S <- A . S + sum_j (k_j . to_j)^T v_j
 //     backward    dv_j = (k_j . to_j) D + sum_i P_ij dO_i                D <- A . D + sum_i scale (q_i . from_i)^T dO_i         chunks from last to first, v = dO
 // q [B, N, H, D], k [B, N, Hk, D], v [B, N, Hk, E] (dO [B, N, H, E]) bf16, D and E multiples of 8 up to 128, rows at multiples of 16 bytes; decay fp32 [B, N, H, D] or [B, N, H].
@@ -8,6 +8,7 @@
 // entering [segments, B, H, D, E] fp32 (null: zero): the state that enters each segment (backwards: the gradient of the one that leaves it).
 // chunk_states (null: none) bf16 [chunks, B, H, 128 columns of E, 128 channels]: the state that enters each chunk (leaves it), zero beyond D and E; of each 16 channels, pairs
 // 0, 2, 4, 6 stand before pairs 1, 3, 5, 7, so that the products of linear_attention_channel_decay_bwd find a lane's 4 neighbours.
+// A chunk is gentle where no channel decays through it by more than GENTLE, none grows, and it has at least 16 rows.
 // Launch, all: 512 threads, one block per (segment, b, h), h fastest; shared memory as Layout of channel_decay_operands.cuh says.
 #include "channel_decay_operands.cuh"
 #if LASP_ELEMENT_BF16 && __CUDA_ARCH__ >= 900
@@ -189,34 +190,39 @@ struct Walk {
         v.fetch<THREADS>(token(chunk), rows(chunk), RowTile { shared + Layout<OUTPUT>::V + i % 2 * ROW_TILE_BYTES });
     }
 
-    // Barriers: the chunk is here; its factors are; its decayed operands are, and the raw ones may be overwritten; its scores are, and the state tile may be overwritten.
-    template <bool REVERSE> __device__ __forceinline__ void run_output(unsigned shared, State& state, bf16* chunk_states, int64 chunk_stride, bf16* out, int out_stride) const
+    // Barriers: the chunk is here; the products of its decays are; its operands are, and the raw ones may be overwritten; its scores are, and the state tile may be overwritten.
+    template <bool REVERSE> __device__ __forceinline__ void run_output(unsigned shared, State& state, int begin, bf16* chunk_states, int64 chunk_stride, bf16* out, int out_stride) const
     {
         typedef Layout<true> At;
         state.store({ shared + At::STATE });
-        if (chunks() > 0) fetch_operands<true, REVERSE>(shared, 0, 0), fetch_values<true, REVERSE>(shared, 0);
+        if (begin < chunks()) fetch_operands<true, REVERSE>(shared, begin, 0), fetch_values<true, REVERSE>(shared, begin);
         commit_copies();
 #pragma unroll 1
-        for (int i = 0; i < chunks(); ++i) {
+        for (int i = begin; i < chunks(); ++i) {
             const int chunk = chunk_at<REVERSE>(i);
             keep_in_loop(shared);
             const RowTile state_tile = { shared + At::STATE };
             wait_copies<0>();
             __syncthreads();
             if (chunk_states) store_chunk_state(state_tile, chunk_states + token(chunk) / CHUNK * chunk_stride);
-            make_factors(shared + At::G, scale, shared + At::FACTORS, shared + At::THROUGH);
+            float2 a[GROUP];
+            const bool decays = multiply_groups(shared + At::G, shared + At::FACTORS, a);
             if (i + 1 < chunks()) fetch_values<true, REVERSE>(shared, i + 1);
             __syncthreads();
-            decay_operands(shared);
-            __syncthreads();
+            const RowTile from = { shared + At::FROM }, to = { shared + At::TO }, near = REVERSE ? to : from, far = { shared + At::LEVEL_16 };
+            const bool weighed = weigh_operands<REVERSE>(a, shared + At::FACTORS, { shared + At::Q }, { shared + At::K }, scale, near, far, shared + At::THROUGH);
+            const bool gentle = __syncthreads_and(decays && weighed && rows(chunk) >= ROW_BLOCK);
+            if (!gentle) decay_by_levels(shared, scale);
             if (i + 1 < chunks()) fetch_operands<true, REVERSE>(shared, i + 1, 0);
             commit_copies();
             const RowTile v_tile = { shared + At::V + i % 2 * ROW_TILE_BYTES };
             Output output;
-            make_scores<At>(shared, scale);
-            output.add_inter({ shared + (REVERSE ? At::TO : At::FROM) }, state_tile);
-            state.decay(shared + At::THROUGH);
-            state.add({ shared + (REVERSE ? At::FROM : At::TO) }, v_tile);
+            if (gentle) make_gentle_scores(REVERSE ? far : from, REVERSE ? to : far, { shared + At::SCORES });
+            else make_scores<At>(shared, scale);
+            output.add_inter(near, state_tile);
+            if (!gentle) state.decay(shared + At::THROUGH);
+            state.add(gentle ? far : REVERSE ? from : to, v_tile);
+            if (gentle) state.decay(shared + At::THROUGH);
             __syncthreads();
             output.add_intra<REVERSE>({ shared + At::SCORES }, v_tile);
             output.store(out + token(chunk) * out_stride, out_stride, rows(chunk), v.columns);
@@ -262,7 +268,7 @@ struct Walk {
 
 template <bool OUTPUT, bool REVERSE> __device__ __forceinline__ void walk_segment(
     const bf16* q, const bf16* k, const bf16* v, const float* decay, int kind, int64 tokens, int heads, int key_heads, int width, int value_width, int64 batches, int64 segment_tokens,
-    float scale, const float* entering, bf16* out, float* states, float* factors, bf16* chunk_states)
+    float scale, const float* entering, bf16* out, float* states, float* factors, bf16* chunk_states, const int* reached = nullptr, const float* stopped = nullptr)
 {
     extern __shared__ __align__(1024) unsigned char memory[];
     const unsigned shared = shared_address(memory), unit = blockIdx.x;  // (segment, b, h)
@@ -273,6 +279,11 @@ template <bool OUTPUT, bool REVERSE> __device__ __forceinline__ void walk_segmen
         REVERSE ? rows_of(v, batch, tokens, heads, head, value_width) : rows_of(v, batch, tokens, key_heads, key_head, value_width),
         decay_of(decay, kind, batch, tokens, heads, head, width), segment * segment_tokens, left < segment_tokens ? left : segment_tokens, scale
     };
+    const int begin = reached ? reached[unit] : 0;
+    if (reached) {
+        if (begin == walk.chunks()) return;
+        entering = stopped;
+    }
     State state;
     state.each([&](float& x, int channel, int column) {
         x = entering && channel < width && column < value_width ? entering[unit * size + (int64)channel * value_width + column] : 0.0f;
@@ -280,7 +291,7 @@ template <bool OUTPUT, bool REVERSE> __device__ __forceinline__ void walk_segmen
     bf16* own_chunks = chunk_states ? chunk_states + (batch * heads + head) * CHUNK_STATE : nullptr;
     const int64 chunk_stride = batches * heads * CHUNK_STATE;
     if constexpr (OUTPUT) {
-        walk.run_output<REVERSE>(shared, state, own_chunks, chunk_stride, out + (batch * tokens * heads + head) * value_width, heads * value_width);
+        walk.run_output<REVERSE>(shared, state, begin, own_chunks, chunk_stride, out + (batch * tokens * heads + head) * value_width, heads * value_width);
     } else {
         double log[2] = {};
         walk.run_state<REVERSE>(shared, state, log, own_chunks, chunk_stride);
@@ -313,16 +324,18 @@ KERNEL __launch_bounds__(THREADS, 1) linear_attention_channel_bwd_state(WALK_PAR
     walk_segment<false, true>(q, k, v, decay, kind, tokens, heads, key_heads, width, value_width, batches, segment_tokens, scale, entering, nullptr, states, factors, chunk_states);
 }
 
-// out = o [B, N, H, E]
-KERNEL __launch_bounds__(THREADS, 1) linear_attention_channel_output(WALK_PARAMETERS, bf16* out, bf16* chunk_states)
+// out = o [B, N, H, E]. reached and stopped: the chunks of each segment that another walk has passed, and the state that it has left (null: none, and the walk begins with the segment).
+KERNEL __launch_bounds__(THREADS, 1) linear_attention_channel_output(WALK_PARAMETERS, bf16* out, bf16* chunk_states, const int* reached, const float* stopped)
 {
-    walk_segment<true, false>(q, k, v, decay, kind, tokens, heads, key_heads, width, value_width, batches, segment_tokens, scale, entering, out, nullptr, nullptr, chunk_states);
+    walk_segment<true, false>(
+        q, k, v, decay, kind, tokens, heads, key_heads, width, value_width, batches, segment_tokens, scale, entering, out, nullptr, nullptr, chunk_states, reached, stopped);
 }
 
 // v = dO, out = dv [B, N, H, E] of each query head
-KERNEL __launch_bounds__(THREADS, 1) linear_attention_channel_bwd_value(WALK_PARAMETERS, bf16* out, bf16* chunk_states)
+KERNEL __launch_bounds__(THREADS, 1) linear_attention_channel_bwd_value(WALK_PARAMETERS, bf16* out, bf16* chunk_states, const int* reached, const float* stopped)
 {
-    walk_segment<true, true>(q, k, v, decay, kind, tokens, heads, key_heads, width, value_width, batches, segment_tokens, scale, entering, out, nullptr, nullptr, chunk_states);
+    walk_segment<true, true>(
+        q, k, v, decay, kind, tokens, heads, key_heads, width, value_width, batches, segment_tokens, scale, entering, out, nullptr, nullptr, chunk_states, reached, stopped);
 }
 
 #endif

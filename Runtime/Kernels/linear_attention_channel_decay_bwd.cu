@@ -8,11 +8,14 @@
 // products with matrices of ones and zeros. Pairs in different blocks of 16 rows: block by block by Horner's rule, the decay of the blocks between acting on the sum.
 // q [B, N, H, D], dO [B, N, H, E], k [B, N, Hk, D], v [B, N, Hk, E] bf16, D and E multiples of 8 up to 128, rows at multiples of 16 bytes; decay and d_decay fp32 [B, N, H, D];
 // entering and leaving bf16: P and D as chunk_states of linear_attention_channel_decay. dq, dk [B, N, H, D] bf16 (dk of each query head).
-// Launch: 256 threads; one block per (chunk, b, h, 64 channels), the last fastest; 96256 bytes of shared memory, 112640 for all gradients at once. fp32 sums, fixed order.
-#include "channel_decay_scores.cuh"
-#if LASP_ELEMENT_BF16 && __CUDA_ARCH__ >= 900
+// Launch: 256 threads; one block per (chunk, b, h, 64 channels), the last fastest; 112640 bytes of shared memory. fp32 sums, fixed order.
+// So it goes for any chunk; channel_decay_gentle.cuh is for those through which nothing decays much.
+#include "channel_decay_gentle.cuh"
+#if LASP_ELEMENT_BF16 && __CUDA_ARCH_FEAT_SM90_ALL
 
 // ---- The gradients of 16 rows x 16 channels ----
+
+constexpr int SHARE_STEPS = SHARE / CHANNELS;
 
 struct Gradients {
     float dq[OWN] = {}, dk[OWN] = {};
@@ -202,17 +205,16 @@ struct Call {
 // The decay over each block, and the operands of other blocks: queries decayed from their block's entry, keys to its exit.
 template <bool QUERY, bool KEY, bool DECAY> __device__ __forceinline__ void decay_operands(unsigned shared, const Chunk& chunk, const Call& call)
 {
-    constexpr int STEPS = SHARE / CHANNELS;
-    float a[STEPS][OWN];
-    unsigned q[STEPS][4], k[STEPS][4];
+    float a[SHARE_STEPS][OWN];
+    unsigned q[SHARE_STEPS][4], k[SHARE_STEPS][4];
 #pragma unroll
-    for (int step = 0; step < STEPS; ++step) {  // all loads are under way before the first is waited for
+    for (int step = 0; step < SHARE_STEPS; ++step) {  // all loads are under way before the first is waited for
         chunk.load_logs(call.g, step, a[step]);
         if (KEY || DECAY) chunk.load(call.q, call.q_stride, step, q[step]);
         if (QUERY || DECAY) chunk.load(call.k, call.k_stride, step, k[step]);
     }
 #pragma unroll
-    for (int step = 0; step < STEPS; ++step) {
+    for (int step = 0; step < SHARE_STEPS; ++step) {
         const int row = block_of() * ROW_BLOCK, column = share_of() + step * CHANNELS;
         exp2_all(a[step]);
         const Decays decays = climb(a[step], [](auto, const float (&)[OWN]) {});
@@ -266,7 +268,7 @@ __device__ __forceinline__ void fetch_state(const bf16* from, SlabTile tile)
     for (int i = 0; i < WIDTH; i += STRIDE) copy16_async(tile.piece(row, piece) + i * SlabTile::ROW_BYTES, from + (row + i) * WIDTH + piece * 8, 16);
 }
 
-// Where all gradients are made at once the sums of a step wait in shared memory, each thread's for itself, until all warps have left what they found.
+// The sums of a step wait in shared memory, each thread's for itself, until all warps have left what they found.
 __device__ __forceinline__ unsigned parked(unsigned shared, int step, int half) { return shared + PARKED + ((2 * step + half) * THREADS + threadIdx.x) * 16; }
 
 __device__ __forceinline__ void park_sums(unsigned shared, int step, const MmaSums (&x)[2])
@@ -284,24 +286,81 @@ __device__ __forceinline__ void fetch_sums(unsigned shared, int step, MmaSums (&
     }
 }
 
-template <bool QUERY, bool KEY, bool DECAY> __device__ __forceinline__ void chunk_gradients(
-    const bf16* q, const bf16* k, const bf16* v, const bf16* d_out, const float* decay, int64 tokens, int heads, int key_heads, int width, int value_width, int64 batches,
-    float scale, const bf16* entering, const bf16* leaving, bf16* dq, bf16* dk, float* d_decay)
-{
-    extern __shared__ __align__(1024) unsigned char memory[];
-    unsigned shared = shared_address(memory);
-    const int slabs = (width + SLAB - 1) / SLAB, slab = blockIdx.x % slabs * SLAB;
-    const unsigned unit = blockIdx.x / slabs;  // (chunk, b, h)
-    const int64 head = unit % heads, batch = unit / heads % (unsigned)batches, first = (int64)(unit / heads / (unsigned)batches) * CHUNK, key_head = head / (heads / key_heads);
-    const Chunk chunk = { first, tokens - first < CHUNK ? (int)(tokens - first) : CHUNK, slab, width };
-    const Rows queries = rows_of(q, batch, tokens, heads, head, width), keys = rows_of(k, batch, tokens, key_heads, key_head, width);
-    const Call call = { queries.start, keys.start, queries.stride, keys.stride, decay_of(decay, PER_CHANNEL, batch, tokens, heads, head, width), scale };
+#define GRADIENT_PARAMETERS                                                                                                                                          \
+    const bf16 *q, const bf16 *k, const bf16 *v, const bf16 *d_out, const float *decay, int64 tokens, int heads, int key_heads, int width, int value_width, \
+        int64 batches, float scale, const bf16 *entering, const bf16 *leaving, bf16 *dq, bf16 *dk, float *d_decay
+#define GRADIENT_ARGUMENTS q, k, v, d_out, decay, tokens, heads, key_heads, width, value_width, batches, scale, entering, leaving, dq, dk, d_decay
 
-    rows_of(v, batch, tokens, key_heads, key_head, value_width).fetch<THREADS>(first, chunk.rows, WideTile { shared + V });
-    rows_of(d_out, batch, tokens, heads, head, value_width).fetch<THREADS>(first, chunk.rows, WideTile { shared + OUT });
+// What a block works on.
+struct Place {
+    unsigned unit;  // (chunk, b, h)
+    int64 row;      // of the head's first token
+    Chunk chunk;
+    Rows values, outputs;
+    Call call;
+    const bf16 *entering, *leaving;
+};
+
+__device__ __forceinline__ Place place_of(unsigned block, GRADIENT_PARAMETERS)
+{
+    const unsigned slabs = (width + SLAB - 1) / SLAB, unit = block / slabs, slab = block % slabs * SLAB;
+    const int64 head = unit % heads, batch = unit / heads % (unsigned)batches, first = (int64)(unit / heads / (unsigned)batches) * CHUNK, key_head = head / (heads / key_heads);
+    const Rows queries = rows_of(q, batch, tokens, heads, head, width), keys = rows_of(k, batch, tokens, key_heads, key_head, width);
+    return {
+        unit, (batch * tokens * heads + head) * width, { first, tokens - first < CHUNK ? (int)(tokens - first) : CHUNK, (int)slab, width },
+        rows_of(v, batch, tokens, key_heads, key_head, value_width), rows_of(d_out, batch, tokens, heads, head, value_width),
+        { queries.start, keys.start, queries.stride, keys.stride, decay_of(decay, PER_CHANNEL, batch, tokens, heads, head, width), scale },
+        entering + (int64)unit * CHUNK_STATE + slab, leaving + (int64)unit * CHUNK_STATE + slab
+    };
+}
+
+// False: the chunk is not gentle, and nothing has been written.
+template <bool QUERY, bool KEY, bool DECAY> __device__ __forceinline__ bool gentle_gradients(unsigned shared, GRADIENT_PARAMETERS)
+{
+    const Place at = place_of(blockIdx.x, GRADIENT_ARGUMENTS);
+    const Chunk& chunk = at.chunk;
+    GentleRows rows;
+    read_rows<KEY || DECAY, QUERY || DECAY>(chunk, at.call.q, at.call.q_stride, at.call.k, at.call.k_stride, at.call.g, rows);
+    fetch_panels<CHUNK, WIDTH>(at.values.start + chunk.first * at.values.stride, at.values.stride, chunk.rows, value_width, shared + V);
+    fetch_panels<CHUNK, WIDTH>(at.outputs.start + chunk.first * at.outputs.stride, at.outputs.stride, chunk.rows, value_width, shared + OUT);
     commit_copies();
-    if (QUERY || DECAY) fetch_state(entering + (int64)unit * CHUNK_STATE + slab, { shared + ENTERING });
-    if (KEY || DECAY) fetch_state(leaving + (int64)unit * CHUNK_STATE + slab, { shared + LEAVING });
+    if (QUERY || DECAY) fetch_panels<WIDTH, SLAB>(at.entering, WIDTH, WIDTH, SLAB, shared + ENTERING);
+    if (KEY || DECAY) fetch_panels<WIDTH, SLAB>(at.leaving, WIDTH, WIDTH, SLAB, shared + LEAVING);
+    commit_copies();
+    const bool decays = multiply_rows(shared, rows) && chunk.rows >= ROW_BLOCK;
+    wait_copies<1>();
+    publish_to_products();
+    __syncthreads();
+    const bool makes_queries = threadIdx.x < WARPGROUP;
+    Sums<CHUNK> scores;
+    start_scores(shared + (makes_queries ? OUT : V), shared + (makes_queries ? V : OUT), scores);
+    const bool weighed = weigh_rows<KEY || DECAY, QUERY || DECAY>(shared, rows);
+    rows.park(shared);
+    wait_copies<0>();
+    publish_to_products();
+    wait_products<0>();
+    pin(scores);
+    if (!__syncthreads_and(decays && weighed)) return false;
+    make_all_sums<QUERY || DECAY, KEY || DECAY, DECAY>(shared, scores);
+    rows.fetch(shared);
+    unsigned stride = at.call.q_stride;
+    keep_in_loop(shared);  // and all other addresses: those of the beginning are not kept
+    keep_in_loop(stride);
+    finish_rows<QUERY, KEY, DECAY>(shared, chunk, rows, scale, dq + at.row, dk ? dk + at.row : nullptr, d_decay + at.row, stride);
+    return true;
+}
+
+// For any chunk. A function of its own, whose registers are not those of the other.
+template <bool QUERY, bool KEY, bool DECAY> __device__ __noinline__ void any_gradients(unsigned shared, GRADIENT_PARAMETERS)
+{
+    const Place at = place_of(blockIdx.x, GRADIENT_ARGUMENTS);
+    const Chunk& chunk = at.chunk;
+    const Call& call = at.call;
+    at.values.fetch<THREADS>(chunk.first, chunk.rows, WideTile { shared + V });
+    at.outputs.fetch<THREADS>(chunk.first, chunk.rows, WideTile { shared + OUT });
+    commit_copies();
+    if (QUERY || DECAY) fetch_state(at.entering, { shared + ENTERING });
+    if (KEY || DECAY) fetch_state(at.leaving, { shared + LEAVING });
     commit_copies();
     decay_operands<QUERY, KEY, DECAY>(shared, chunk, call);
     wait_copies<1>();
@@ -311,14 +370,12 @@ template <bool QUERY, bool KEY, bool DECAY> __device__ __forceinline__ void chun
     __syncthreads();
     if (DECAY) multiply_states({ shared + ENTERING }, { shared + LEAVING }, shared + THROUGH);
 
-    const int64 row = (batch * tokens * heads + head) * width;
-    constexpr int STEPS = SHARE / CHANNELS;
     const auto make = [&](int step, MmaSums (&dg)[2]) {
         Gradients d;
         keep_in_loop(shared);
         make_gradients<QUERY, KEY, DECAY>(shared, chunk, call, step, d);
-        if (QUERY) chunk.store(d.dq, step, dq + row, queries.stride);
-        if (KEY && dk) chunk.store(d.dk, step, dk + row, queries.stride);
+        if (QUERY) chunk.store(d.dq, step, dq + at.row, call.q_stride);
+        if (KEY && dk) chunk.store(d.dk, step, dk + at.row, call.q_stride);
         dg[0] = d.dg[0], dg[1] = d.dg[1];
     };
     const auto write = [&](int step, MmaSums (&dg)[2]) {
@@ -326,36 +383,30 @@ template <bool QUERY, bool KEY, bool DECAY> __device__ __forceinline__ void chun
 #pragma unroll
         for (int i = 0; i < 2; ++i)
             if (chunk.has(i, step))
-                *(float4*)(d_decay + row + chunk.offset(i, step, queries.stride)) = make_float4(dg[0].at[2 * i], dg[0].at[2 * i + 1], dg[1].at[2 * i], dg[1].at[2 * i + 1]);
+                *(float4*)(d_decay + at.row + chunk.offset(i, step, call.q_stride)) = make_float4(dg[0].at[2 * i], dg[0].at[2 * i + 1], dg[1].at[2 * i], dg[1].at[2 * i + 1]);
     };
-    MmaSums dg[STEPS][2];
-    if constexpr (QUERY && DECAY) {
 #pragma unroll 1
-        for (int step = 0; step < STEPS; ++step) {
-            make(step, dg[0]);
-            park_sums(shared, step, dg[0]);
-        }
-        __syncthreads();
+    for (int step = 0; step < SHARE_STEPS; ++step) {
+        MmaSums dg[2];
+        make(step, dg);
+        if (DECAY) park_sums(shared, step, dg);
+    }
+    if (!DECAY) return;
+    __syncthreads();
 #pragma unroll 1
-        for (int step = 0; step < STEPS; ++step) {
-            fetch_sums(shared, step, dg[0]);
-            write(step, dg[0]);
-        }
-    } else {
-#pragma unroll
-        for (int step = 0; step < STEPS; ++step) make(step, dg[step]);
-        if constexpr (DECAY) {
-            __syncthreads();
-#pragma unroll
-            for (int step = 0; step < STEPS; ++step) write(step, dg[step]);
-        }
+    for (int step = 0; step < SHARE_STEPS; ++step) {
+        MmaSums dg[2];
+        fetch_sums(shared, step, dg);
+        write(step, dg);
     }
 }
 
-#define GRADIENT_PARAMETERS                                                                                                                                          \
-    const bf16 *q, const bf16 *k, const bf16 *v, const bf16 *d_out, const float *decay, int64 tokens, int heads, int key_heads, int width, int value_width, \
-        int64 batches, float scale, const bf16 *entering, const bf16 *leaving, bf16 *dq, bf16 *dk, float *d_decay
-#define GRADIENT_ARGUMENTS q, k, v, d_out, decay, tokens, heads, key_heads, width, value_width, batches, scale, entering, leaving, dq, dk, d_decay
+template <bool QUERY, bool KEY, bool DECAY> __device__ __forceinline__ void chunk_gradients(GRADIENT_PARAMETERS)
+{
+    extern __shared__ __align__(1024) unsigned char memory[];
+    const unsigned shared = shared_address(memory);
+    if (!gentle_gradients<QUERY, KEY, DECAY>(shared, GRADIENT_ARGUMENTS)) any_gradients<QUERY, KEY, DECAY>(shared, GRADIENT_ARGUMENTS);
+}
 
 // What a kernel does not need is null: q, leaving, dk and d_decay for dq; k, entering, dq and d_decay for dk. With d_decay, dk may be null.
 KERNEL __launch_bounds__(THREADS, 2) linear_attention_channel_bwd_query(GRADIENT_PARAMETERS) { chunk_gradients<true, false, false>(GRADIENT_ARGUMENTS); }

@@ -68,6 +68,7 @@ public static partial class OpCases
         new(300, 64, 128, Decay: 20, States: true, Kind: DecayKind.Token),
         new(320, 128, 128, H: 1, Hk: 1, Decay: 0.001, States: true, Kind: DecayKind.Token),
         new(300, 128, 128, Decay: 0.05, States: true, Kind: DecayKind.Channel, Together: true),
+        new(600, 128, 128, H: 1, Hk: 1, Decay: 1.15, States: true, Kind: DecayKind.Channel, Together: true), // a quarter of the chunks decays by more than 2^64
         new(300, 72, 104, B: 2, Decay: 20, States: true, Kind: DecayKind.Channel, Uneven: true, Together: true),
         new(300, 128, 128, H: 1, Hk: 1, Decay: 20, States: true, Kind: DecayKind.Channel),
         new(300, 64, 64, H: 4, Hk: 2, Decay: 0.05, Kind: DecayKind.Token, Together: true),

@@ -17,8 +17,7 @@ internal sealed partial class CudaBackend
     private const long ChannelOutputShared = 223744;
 
     /// <summary>Shared memory of the kernels of single chunks.</summary>
-    private const long ChannelGradientShared = 96256;
-    private const long AllChannelGradientsShared = 112640;
+    private const long ChannelGradientShared = 112640;
     private const long TokenGradientShared = 99616;
 
     /// <summary>Channels of a block of <see cref="ChannelGradientFile"/>: SLAB.</summary>
@@ -96,7 +95,7 @@ internal sealed partial class CudaBackend
             ChannelFile, pass.Reverse ? "linear_attention_channel_bwd_value" : "linear_attention_channel_output", pass.Element,
             Blocks(run.Segments * run.Batches * run.Heads, ChannelThreads, ChannelOutputShared),
             q.Pointer, k.Pointer, v.Pointer, pass.Decay.Pointer, (int)pass.Decay.Kind, run.Tokens, run.Heads, k.Heads, run.KeyWidth, run.ValueWidth, run.Batches, run.SegmentTokens,
-            (float)scale, entering, output.Pointer, chunks);
+            (float)scale, entering, output.Pointer, chunks, (nint)0, (nint)0);  // the walk begins with its segments
     }
 
     private void ChannelForward(AttentionPass pass, Tensor q, Tensor k, Tensor v, Tensor? initialState, double scale, Tensor o, Tensor? segments)
@@ -228,9 +227,9 @@ internal sealed partial class CudaBackend
         string kernel, AttentionPass pass, nint q, Tensor k, Tensor v, Tensor dO, double scale, nint entering, nint leaving, nint dq, nint dk, nint dDecay)
     {
         AttentionRun run = pass.Run;
-        long blocks = AttentionRun.Slices(run.Tokens) * run.Batches * run.Heads * CeilDivide(run.KeyWidth, ChannelSlab), shared = dq != 0 && dDecay != 0 ? AllChannelGradientsShared : ChannelGradientShared;
+        long blocks = AttentionRun.Slices(run.Tokens) * run.Batches * run.Heads * CeilDivide(run.KeyWidth, ChannelSlab);
         Launch(
-            ChannelGradientFile, kernel, pass.Element, Blocks(blocks, BlockThreads, shared),
+            ChannelGradientFile, kernel, pass.Element, Blocks(blocks, BlockThreads, ChannelGradientShared),
             q, k.Pointer, v.Pointer, dO.Pointer, pass.Decay.Pointer, run.Tokens, run.Heads, run.KeyHeads, run.KeyWidth, run.ValueWidth, run.Batches, (float)scale, entering, leaving, dq, dk, dDecay);
     }
 }

@@ -1,0 +1,298 @@
+// The gradients of a gentle chunk: one through which no channel decays by more than GENTLE and none grows. Per channel, with e_i = exp(sum of g over the chunk's tokens 0 .. i), A the same over all, A_ij as in
+// linear_attention_channel_decay_bwd.cu, and X_i = e_i q_i, Y_j = k_j / e_j as bf16,
+//     dX_i = scale dO_i P^T + sum_{j < i} A_ij Y_j        dY_j = A (v_j D^T) + sum_{i > j} A_ij X_i        dq_i = e_i (dX_i + A_ii Y_i)        dk_j = (dY_j + A_jj X_j) / e_j
+//     dg_i = sum_{s >= i} (X_s dX_s - Y_s (pairs of dY_s)) + sum_{j < i} Y_j A (v_j D^T) + A sum_e P D
+// A pair's path stands in X dX and in Y dY with the same rounded factors, so that what does not cross position i cancels to the rounding of fp32; a token's pair with itself is left out of both.
+// Decays and results are a thread's 2 channels of 8 rows (group, pair); between them stand products whose sums change hands in shared memory.
+#ifndef LASP_CHANNEL_DECAY_GENTLE
+#define LASP_CHANNEL_DECAY_GENTLE
+#include "channel_decay_scores.cuh"
+#include "wgmma.cuh"
+#if LASP_ELEMENT_BF16 && __CUDA_ARCH_FEAT_SM90_ALL
+
+constexpr int PAIRS = SLAB / 2, GROUPS = THREADS / PAIRS, GROUP = CHUNK / GROUPS;
+constexpr int GROUP_SUMS = GROUPS * SLAB * 4;
+constexpr int PRODUCTS = DECAYS, LATER = DECAYS, SOONER = DECAYS + GROUP_SUMS;            // by groups: products of decays; then sums of paths
+constexpr int FLOATS_BYTES = CHUNK * SLAB * 4;
+constexpr int OWN_SCORES = SCORES;  // dO_i . v_i, 64 floats
+constexpr int SUMS_MADE = 1;       // named barrier
+constexpr int PANEL_BYTES = CHUNK * PANEL_ROW, STEPS = CHUNK / SUMMANDS;
+constexpr int D_QUERIES = V, D_KEYS_INTER = V + FLOATS_BYTES, D_KEYS_PAIRS = V + 2 * FLOATS_BYTES;  // fp32 sums where v, dO and P have been
+
+__device__ __forceinline__ int pair_of() { return threadIdx.x % PAIRS; }
+__device__ __forceinline__ int group_of() { return threadIdx.x / PAIRS; }
+
+// This thread's pair of channels in a row of X or Y: a panel whose columns are in the order of chunk_states.
+__device__ __forceinline__ unsigned pair_at(unsigned panel, int row) { return panel + panel_offset(row, pair_of() / 8 * 2 + pair_of() % 2) + pair_of() % 8 / 2 * 4; }
+
+// Four fp32 of a row.
+__device__ __forceinline__ unsigned floats_at(unsigned tile, int row, int four) { return tile + row * (SLAB * 4) + ((four ^ (row & 1) << 2) << 4); }
+
+__device__ __forceinline__ float2 load_sum(unsigned tile, int row) { return load_float2(floats_at(tile, row, pair_of() / 2) + pair_of() % 2 * 8); }
+
+// What a thread keeps from the beginning to the end.
+struct GentleRows {
+    float2 e[GROUP];  // at first the decay of each row
+    unsigned q[GROUP], k[GROUP];
+    float2 through;
+
+    static __device__ __forceinline__ unsigned parked(unsigned shared, int i) { return shared + PARKED + (i / 2 * THREADS + threadIdx.x) * 16; }
+
+    // e, in a place of this thread's own while the products need its registers.
+    __device__ __forceinline__ void park(unsigned shared) const
+    {
+#pragma unroll
+        for (int i = 0; i < GROUP; i += 2) store_shared(parked(shared, i), make_float4(e[i].x, e[i].y, e[i + 1].x, e[i + 1].y));
+    }
+
+    __device__ __forceinline__ void fetch(unsigned shared)
+    {
+#pragma unroll
+        for (int i = 0; i < GROUP; i += 2) {
+            const float4 x = load_float4(parked(shared, i));
+            e[i] = make_float2(x.x, x.y), e[i + 1] = make_float2(x.z, x.w);
+        }
+    }
+};
+
+template <bool Q, bool K> __device__ __forceinline__ void read_rows(const Chunk& chunk, const bf16* q, int q_stride, const bf16* k, int k_stride, const Decay& g, GentleRows& x)
+{
+    const int channel = chunk.slab + 2 * pair_of();
+#pragma unroll
+    for (int i = 0; i < GROUP; ++i) {
+        const int row = group_of() * GROUP + i;
+        const bool exists = row < chunk.rows && channel < chunk.width;
+        const int64 token = chunk.first + row;
+        x.e[i] = make_float2(0.0f, 0.0f);
+        x.q[i] = x.k[i] = 0;
+        if (exists) x.e[i] = *(const float2*)(g.start + token * g.stride + channel);
+        if (Q && exists) x.q[i] = *(const unsigned*)(q + token * q_stride + channel);
+        if (K && exists) x.k[i] = *(const unsigned*)(k + token * k_stride + channel);
+    }
+}
+
+// Leaves the product of this thread's decays. The caller synchronises. False: a channel grows.
+__device__ __forceinline__ bool multiply_rows(unsigned shared, GentleRows& x)
+{
+    float most = 0.0f;
+    float2 product = make_float2(1.0f, 1.0f);
+#pragma unroll
+    for (int i = 0; i < GROUP; ++i) {
+        most = fmaxf(most, fmaxf(x.e[i].x, x.e[i].y));
+        x.e[i].x = exp2_approximate(LOG2_E * x.e[i].x), x.e[i].y = exp2_approximate(LOG2_E * x.e[i].y);
+        product.x *= x.e[i].x, product.y *= x.e[i].y;
+    }
+    store_shared(shared + PRODUCTS + (group_of() * SLAB + 2 * pair_of()) * 4, product);
+    return most <= 0.0f;
+}
+
+// Turns decays into e, and makes X and Y. False: this thread's channels are not gentle. The caller synchronises.
+template <bool Q, bool K> __device__ __forceinline__ bool weigh_rows(unsigned shared, GentleRows& x)
+{
+    float2 weight = make_float2(1.0f, 1.0f);
+    x.through = weight;
+#pragma unroll
+    for (int other = 0; other < GROUPS; ++other) {
+        const float2 y = load_float2(shared + PRODUCTS + (other * SLAB + 2 * pair_of()) * 4);
+        x.through.x *= y.x, x.through.y *= y.y;
+        if (other < group_of()) weight.x *= y.x, weight.y *= y.y;
+    }
+#pragma unroll
+    for (int i = 0; i < GROUP; ++i) {
+        const int row = group_of() * GROUP + i;
+        weight.x *= x.e[i].x, weight.y *= x.e[i].y;
+        x.e[i] = weight;
+        if (Q) store_shared(pair_at(shared + QUERIES, row), pack_bf16(weight.x * low_of(x.q[i]), weight.y * high_of(x.q[i])));
+        if (K) store_shared(pair_at(shared + KEYS, row), pack_bf16(reciprocal_approximate(weight.x) * low_of(x.k[i]), reciprocal_approximate(weight.y) * high_of(x.k[i])));
+    }
+    return x.through.x >= GENTLE && x.through.y >= GENTLE;
+}
+
+// ---- Products: warpgroup 0 makes dX, warpgroup 1 dY ----
+
+// Begins to fill panels with `rows` (at least 1) rows of up to COLUMNS columns; what lies beyond becomes zero.
+template <int ROWS, int COLUMNS> __device__ __forceinline__ void fetch_panels(const bf16* from, int stride, int rows, int columns, unsigned to)
+{
+    constexpr int PACKS = COLUMNS / PACK, AT_ONCE = THREADS / PACKS;  // a multiple of 8 rows, whose packs are permuted alike
+    const int pack = threadIdx.x % PACKS, first = threadIdx.x / PACKS;
+    const bool exists = pack * PACK < columns;
+    from += exists ? pack * PACK : 0;
+    to += pack / 8 * (ROWS * PANEL_ROW) + panel_offset(first, pack % 8);
+#pragma unroll
+    for (int i = 0; i < ROWS; i += AT_ONCE) {
+        const bool reads = exists && first + i < rows;
+        copy16_async(to + i * PANEL_ROW, from + (reads ? first + i : 0) * stride, reads ? 16 : 0);
+    }
+}
+
+// x y^T of 64 x 64, both [64, WIDTH].
+__device__ __forceinline__ void start_scores(unsigned x, unsigned y, Sums<CHUNK>& scores)
+{
+    begin_products();
+#pragma unroll
+    for (int step = 0; step < WIDTH / SUMMANDS; ++step)
+        product<ALONG, ALONG>(along(x, step % STEPS, step / STEPS * PANEL_BYTES), along(y, step % STEPS, step / STEPS * PANEL_BYTES), step > 0, scores);
+    commit_products();
+}
+
+// x [64, WIDTH] times a state [WIDTH, SLAB]
+__device__ __forceinline__ void start_inter(unsigned x, unsigned state, Sums<SLAB>& sums)
+{
+    begin_products();
+#pragma unroll
+    for (int step = 0; step < WIDTH / SUMMANDS; ++step) product<ALONG, DOWN>(along(x, step % STEPS, step / STEPS * PANEL_BYTES), down(state, step, PANEL_BYTES), step > 0, sums);
+    commit_products();
+}
+
+// + scores y, with y [64, SLAB]
+__device__ __forceinline__ void start_pairs(const unsigned (&scores)[STEPS][4], unsigned y, int accumulate, Sums<SLAB>& sums)
+{
+    begin_products();
+#pragma unroll
+    for (int step = 0; step < STEPS; ++step) product<DOWN>(scores[step], down(y, step, PANEL_BYTES), accumulate || step > 0, sums);
+    commit_products();
+}
+
+// Scores of different tokens, as a left operand: of earlier columns, or of later ones.
+__device__ __forceinline__ void mask_scores(const Sums<CHUNK>& scores, bool earlier, unsigned (&masked)[STEPS][4])
+{
+#pragma unroll
+    for (int step = 0; step < STEPS; ++step)
+#pragma unroll
+        for (int p = 0; p < 4; ++p) {
+            const int i = 8 * step + 2 * p, ahead = sums_column(i) - sums_row(i);
+            masked[step][p] = pack_bf16((earlier ? ahead < 0 : ahead > 0) ? scores.at[i] : 0.0f, (earlier ? ahead + 1 < 0 : ahead + 1 > 0) ? scores.at[i + 1] : 0.0f);
+        }
+}
+
+__device__ __forceinline__ void store_own(const Sums<CHUNK>& scores, unsigned to)
+{
+#pragma unroll
+    for (int i = 0; i < Sums<CHUNK>::COUNT; ++i)
+        if (sums_column(i) == sums_row(i)) store_shared(to + sums_row(i) * 4, __float_as_uint(scores.at[i]));
+}
+
+// Columns in the order of chunk_states leave each lane four neighbours.
+__device__ __forceinline__ void store_sums(const Sums<SLAB>& sums, unsigned tile)
+{
+#pragma unroll
+    for (int i = 0; i < Sums<SLAB>::COUNT; i += 8)
+#pragma unroll
+        for (int row = i; row < i + 4; row += 2)
+            store_shared(floats_at(tile, sums_row(row), i / 2 + lane_of() % 4), make_float4(sums.at[row], sums.at[row + 1], sums.at[row + 4], sums.at[row + 5]));
+}
+
+// Products of P and D, channel by channel: each warp's share of the rows.
+__device__ __forceinline__ void multiply_panels(unsigned p, unsigned d, unsigned through)
+{
+    const int warp = threadIdx.x / WARP, lane = lane_of();
+    float low = 0.0f, high = 0.0f;
+#pragma unroll
+    for (int i = 0; i < WIDTH / WARPS; ++i) {
+        const unsigned at = panel_offset(warp * (WIDTH / WARPS) + i, lane / 4) + lane % 4 * 4, x = load_unsigned(p + at), y = load_unsigned(d + at);
+        low = fmaf(low_of(x), low_of(y), low);
+        high = fmaf(high_of(x), high_of(y), high);
+    }
+    store_shared(through + (warp * SLAB + lane / 8 * CHANNELS + lane % 4 * 4 + lane / 4 % 2 * 2) * 4, make_float2(low, high));
+}
+
+// The products of one warpgroup, whose operands are here, for dX (QUERY) or dY: the sums stay as fp32, without scale. All threads meet at a barrier before any leaves its sums.
+template <bool QUERY, bool DECAY> __device__ __forceinline__ void make_sums(unsigned shared, Sums<CHUNK>& scores)
+{
+    unsigned masked[STEPS][4];
+    Sums<SLAB> inter, pairs;
+    mask_scores(scores, QUERY, masked);
+    start_inter(shared + (QUERY ? OUT : V), shared + (QUERY ? ENTERING : LEAVING), inter);
+    start_pairs(masked, shared + (QUERY ? KEYS : QUERIES), QUERY, QUERY ? inter : pairs);
+    if (DECAY) multiply_panels(shared + ENTERING, shared + LEAVING, shared + THROUGH);
+    wait_products<0>();
+    pin(inter);
+    if (!QUERY) pin(pairs);
+    sync_threads(SUMS_MADE, THREADS);
+    store_sums(inter, shared + (QUERY ? D_QUERIES : D_KEYS_INTER));
+    if (!QUERY) store_sums(pairs, shared + D_KEYS_PAIRS);
+}
+
+template <bool QUERIES_TOO, bool KEYS_TOO, bool DECAY> __device__ __forceinline__ void make_all_sums(unsigned shared, Sums<CHUNK>& scores)
+{
+    if (threadIdx.x < WARPGROUP) {
+        store_own(scores, shared + OWN_SCORES);
+        if constexpr (QUERIES_TOO) make_sums<true, DECAY>(shared, scores);
+        else sync_threads(SUMS_MADE, THREADS);
+    } else {
+        if constexpr (KEYS_TOO) make_sums<false, DECAY>(shared, scores);
+        else sync_threads(SUMS_MADE, THREADS);
+    }
+    __syncthreads();
+}
+
+// ---- Results ----
+
+// Adds what other groups and the states give to the sums of paths that each row has from its own group.
+__device__ __forceinline__ void add_paths(unsigned shared, const float2& through, float2 (&dg)[GROUP])
+{
+    float2 sum = make_float2(0.0f, 0.0f);
+#pragma unroll
+    for (int warp = 0; warp < WARPS; ++warp) {
+        const float2 y = load_float2(shared + THROUGH + (warp * SLAB + 2 * pair_of()) * 4);
+        sum.x += y.x, sum.y += y.y;
+    }
+    sum.x *= through.x, sum.y *= through.y;
+#pragma unroll
+    for (int other = 0; other < GROUPS; ++other) {
+        if (other == group_of()) continue;
+        const float2 y = load_float2(shared + (other > group_of() ? LATER : SOONER) + (other * SLAB + 2 * pair_of()) * 4);
+        sum.x += y.x, sum.y += y.y;
+    }
+#pragma unroll
+    for (int i = 0; i < GROUP; ++i) dg[i].x += sum.x, dg[i].y += sum.y;
+}
+
+template <bool QUERY, bool KEY, bool DECAY> __device__ __forceinline__ void finish_rows(
+    unsigned shared, const Chunk& chunk, const GentleRows& x, float scale, bf16* dq, bf16* dk, float* d_decay, int stride)
+{
+    float2 dg[GROUP], sooner = make_float2(0.0f, 0.0f), later = sooner;  // paths from the group's rows so far
+    const int channel = chunk.slab + 2 * pair_of();
+    const auto has = [&](int row) { return row < chunk.rows && channel < chunk.width; };
+#pragma unroll
+    for (int i = 0; i < GROUP; ++i) {
+        const int row = group_of() * GROUP + i;
+        const int64 at = (chunk.first + row) * stride + channel;
+        const float own = load_float(shared + OWN_SCORES + row * 4);
+        const unsigned query = KEY || DECAY ? load_unsigned(pair_at(shared + QUERIES, row)) : 0, key = QUERY || DECAY ? load_unsigned(pair_at(shared + KEYS, row)) : 0;
+        if (QUERY || DECAY) {
+            const float2 d = load_sum(shared + D_QUERIES, row);
+            if (QUERY && has(row)) *(unsigned*)(dq + at) = pack_bf16(scale * x.e[i].x * fmaf(own, low_of(key), d.x), scale * x.e[i].y * fmaf(own, high_of(key), d.y));
+            if (DECAY) dg[i] = make_float2(scale * low_of(query) * d.x, scale * high_of(query) * d.y);
+        }
+        if (KEY || DECAY) {
+            float2 inter = load_sum(shared + D_KEYS_INTER, row), pairs = load_sum(shared + D_KEYS_PAIRS, row);
+            inter.x *= x.through.x, inter.y *= x.through.y, pairs.x *= scale, pairs.y *= scale;
+            if (KEY && dk && has(row))
+                *(unsigned*)(dk + at) = pack_bf16(
+                    reciprocal_approximate(x.e[i].x) * (inter.x + fmaf(scale * own, low_of(query), pairs.x)), reciprocal_approximate(x.e[i].y) * (inter.y + fmaf(scale * own, high_of(query), pairs.y)));
+            if (!DECAY) continue;
+            dg[i].x = fmaf(-low_of(key), pairs.x, dg[i].x), dg[i].y = fmaf(-high_of(key), pairs.y, dg[i].y);
+            later.x += dg[i].x, later.y += dg[i].y;
+            dg[i].x = sooner.x - later.x + dg[i].x, dg[i].y = sooner.y - later.y + dg[i].y;
+            sooner.x = fmaf(low_of(key), inter.x, sooner.x), sooner.y = fmaf(high_of(key), inter.y, sooner.y);
+        }
+    }
+    if constexpr (DECAY) {
+#pragma unroll
+        for (int i = 0; i < GROUP; ++i) dg[i].x += later.x, dg[i].y += later.y;
+        store_shared(shared + LATER + (group_of() * SLAB + 2 * pair_of()) * 4, later);
+        store_shared(shared + SOONER + (group_of() * SLAB + 2 * pair_of()) * 4, sooner);
+        __syncthreads();
+        add_paths(shared, x.through, dg);
+#pragma unroll
+        for (int i = 0; i < GROUP; ++i) {
+            const int row = group_of() * GROUP + i;
+            if (has(row)) *(float2*)(d_decay + (chunk.first + row) * stride + channel) = dg[i];
+        }
+    }
+}
+
+#endif
+
+#endif
