@@ -22,19 +22,27 @@ constexpr int D_QUERIES = V, D_KEYS_INTER = V + FLOATS_BYTES, D_KEYS_PAIRS = V +
 __device__ __forceinline__ int pair_of() { return threadIdx.x % PAIRS; }
 __device__ __forceinline__ int group_of() { return threadIdx.x / PAIRS; }
 
-// This thread's pair of channels in a row of X or Y: a panel whose columns are in the order of chunk_states.
-__device__ __forceinline__ unsigned pair_at(unsigned panel, int row) { return panel + panel_offset(row, pair_of() / 8 * 2 + pair_of() % 2) + pair_of() % 8 / 2 * 4; }
+// This thread's pair of channels in row i of its group, in a panel whose columns are in the order of chunk_states: `first` is the place in row 0. Panels begin at multiples of 1024 bytes and groups are
+// 8 rows, so that a row's permutation is flipped into the address, and no address but `first` is kept.
+__device__ __forceinline__ unsigned first_pair(unsigned panel) { return panel + panel_offset(group_of() * GROUP, pair_of() / 8 * 2 + pair_of() % 2) + pair_of() % 8 / 2 * 4; }
+
+__device__ __forceinline__ unsigned pair_at(unsigned first, int i) { return (first ^ (i << 4)) + i * PANEL_ROW; }
 
 // Four fp32 of a row.
 __device__ __forceinline__ unsigned floats_at(unsigned tile, int row, int four) { return tile + row * (SLAB * 4) + ((four ^ (row & 1) << 2) << 4); }
 
-__device__ __forceinline__ float2 load_sum(unsigned tile, int row) { return load_float2(floats_at(tile, row, pair_of() / 2) + pair_of() % 2 * 8); }
+// The same for sums, in such a tile.
+__device__ __forceinline__ unsigned first_sum(unsigned tile) { return floats_at(tile, group_of() * GROUP, 0) + pair_of() * 8; }
+
+__device__ __forceinline__ float2 load_sum(unsigned first, int i) { return load_float2((first ^ (i & 1) << 6) + i * (SLAB * 4)); }
 
 // What a thread keeps from the beginning to the end.
 struct GentleRows {
     float2 e[GROUP];  // at first the decay of each row
     unsigned q[GROUP], k[GROUP];
     float2 through;
+    int64 first;  // of the first row, in q, decay and their gradients
+    int count;    // rows that exist
 
     static __device__ __forceinline__ unsigned parked(unsigned shared, int i) { return shared + PARKED + (i / 2 * THREADS + threadIdx.x) * 16; }
 
@@ -55,19 +63,20 @@ struct GentleRows {
     }
 };
 
-template <bool Q, bool K> __device__ __forceinline__ void read_rows(const Chunk& chunk, const bf16* q, int q_stride, const bf16* k, int k_stride, const Decay& g, GentleRows& x)
+// q and decay: the whole tensors, whose head begins at `head`; k: this head's.
+template <bool Q, bool K> __device__ __forceinline__ void read_rows(const Chunk& chunk, int64 head, const bf16* q, const float* decay, int stride, const bf16* k, int k_stride, GentleRows& x)
 {
-    const int channel = chunk.slab + 2 * pair_of();
+    const int channel = chunk.slab + 2 * pair_of(), row = group_of() * GROUP;
+    x.first = head + (chunk.first + row) * stride + channel;
+    x.count = channel < chunk.width ? chunk.rows - row : 0;
+    q += x.first, decay += x.first, k += (chunk.first + row) * k_stride + channel;
 #pragma unroll
     for (int i = 0; i < GROUP; ++i) {
-        const int row = group_of() * GROUP + i;
-        const bool exists = row < chunk.rows && channel < chunk.width;
-        const int64 token = chunk.first + row;
         x.e[i] = make_float2(0.0f, 0.0f);
         x.q[i] = x.k[i] = 0;
-        if (exists) x.e[i] = *(const float2*)(g.start + token * g.stride + channel);
-        if (Q && exists) x.q[i] = *(const unsigned*)(q + token * q_stride + channel);
-        if (K && exists) x.k[i] = *(const unsigned*)(k + token * k_stride + channel);
+        if (i < x.count) x.e[i] = *(const float2*)(decay + i * stride);
+        if (Q && i < x.count) x.q[i] = *(const unsigned*)(q + i * stride);
+        if (K && i < x.count) x.k[i] = *(const unsigned*)(k + i * k_stride);
     }
 }
 
@@ -97,13 +106,13 @@ template <bool Q, bool K> __device__ __forceinline__ bool weigh_rows(unsigned sh
         x.through.x *= y.x, x.through.y *= y.y;
         if (other < group_of()) weight.x *= y.x, weight.y *= y.y;
     }
+    const unsigned first = first_pair(shared);
 #pragma unroll
     for (int i = 0; i < GROUP; ++i) {
-        const int row = group_of() * GROUP + i;
         weight.x *= x.e[i].x, weight.y *= x.e[i].y;
         x.e[i] = weight;
-        if (Q) store_shared(pair_at(shared + QUERIES, row), pack_bf16(weight.x * low_of(x.q[i]), weight.y * high_of(x.q[i])));
-        if (K) store_shared(pair_at(shared + KEYS, row), pack_bf16(reciprocal_approximate(weight.x) * low_of(x.k[i]), reciprocal_approximate(weight.y) * high_of(x.k[i])));
+        if (Q) store_shared(pair_at(first, i) + QUERIES, pack_bf16(weight.x * low_of(x.q[i]), weight.y * high_of(x.q[i])));
+        if (K) store_shared(pair_at(first, i) + KEYS, pack_bf16(reciprocal_approximate(weight.x) * low_of(x.k[i]), reciprocal_approximate(weight.y) * high_of(x.k[i])));
     }
     return x.through.x >= GENTLE && x.through.y >= GENTLE;
 }
@@ -186,10 +195,11 @@ __device__ __forceinline__ void store_sums(const Sums<SLAB>& sums, unsigned tile
 __device__ __forceinline__ void multiply_panels(unsigned p, unsigned d, unsigned through)
 {
     const int warp = threadIdx.x / WARP, lane = lane_of();
+    const unsigned at = panel_offset(warp * (WIDTH / WARPS), lane / 4) + lane % 4 * 4;
     float low = 0.0f, high = 0.0f;
 #pragma unroll
     for (int i = 0; i < WIDTH / WARPS; ++i) {
-        const unsigned at = panel_offset(warp * (WIDTH / WARPS) + i, lane / 4) + lane % 4 * 4, x = load_unsigned(p + at), y = load_unsigned(d + at);
+        const unsigned row = (at ^ (i % 8 << 4)) + i * PANEL_ROW, x = load_unsigned(p + row), y = load_unsigned(d + row);
         low = fmaf(low_of(x), low_of(y), low);
         high = fmaf(high_of(x), high_of(y), high);
     }
@@ -249,27 +259,24 @@ __device__ __forceinline__ void add_paths(unsigned shared, const float2& through
 }
 
 template <bool QUERY, bool KEY, bool DECAY> __device__ __forceinline__ void finish_rows(
-    unsigned shared, const Chunk& chunk, const GentleRows& x, float scale, bf16* dq, bf16* dk, float* d_decay, int stride)
+    unsigned shared, const GentleRows& x, float scale, bf16* dq, bf16* dk, float* d_decay, int stride)
 {
     float2 dg[GROUP], sooner = make_float2(0.0f, 0.0f), later = sooner;  // paths from the group's rows so far
-    const int channel = chunk.slab + 2 * pair_of();
-    const auto has = [&](int row) { return row < chunk.rows && channel < chunk.width; };
+    const unsigned first = first_pair(shared), sums = first_sum(shared), own_scores = shared + OWN_SCORES + group_of() * GROUP * 4;
 #pragma unroll
     for (int i = 0; i < GROUP; ++i) {
-        const int row = group_of() * GROUP + i;
-        const int64 at = (chunk.first + row) * stride + channel;
-        const float own = load_float(shared + OWN_SCORES + row * 4);
-        const unsigned query = KEY || DECAY ? load_unsigned(pair_at(shared + QUERIES, row)) : 0, key = QUERY || DECAY ? load_unsigned(pair_at(shared + KEYS, row)) : 0;
+        const float own = load_float(own_scores + i * 4);
+        const unsigned query = KEY || DECAY ? load_unsigned(pair_at(first, i) + QUERIES) : 0, key = QUERY || DECAY ? load_unsigned(pair_at(first, i) + KEYS) : 0;
         if (QUERY || DECAY) {
-            const float2 d = load_sum(shared + D_QUERIES, row);
-            if (QUERY && has(row)) *(unsigned*)(dq + at) = pack_bf16(scale * x.e[i].x * fmaf(own, low_of(key), d.x), scale * x.e[i].y * fmaf(own, high_of(key), d.y));
+            const float2 d = load_sum(sums + D_QUERIES, i);
+            if (QUERY && i < x.count) *(unsigned*)(dq + x.first + i * stride) = pack_bf16(scale * x.e[i].x * fmaf(own, low_of(key), d.x), scale * x.e[i].y * fmaf(own, high_of(key), d.y));
             if (DECAY) dg[i] = make_float2(scale * low_of(query) * d.x, scale * high_of(query) * d.y);
         }
         if (KEY || DECAY) {
-            float2 inter = load_sum(shared + D_KEYS_INTER, row), pairs = load_sum(shared + D_KEYS_PAIRS, row);
+            float2 inter = load_sum(sums + D_KEYS_INTER, i), pairs = load_sum(sums + D_KEYS_PAIRS, i);
             inter.x *= x.through.x, inter.y *= x.through.y, pairs.x *= scale, pairs.y *= scale;
-            if (KEY && dk && has(row))
-                *(unsigned*)(dk + at) = pack_bf16(
+            if (KEY && dk && i < x.count)
+                *(unsigned*)(dk + x.first + i * stride) = pack_bf16(
                     reciprocal_approximate(x.e[i].x) * (inter.x + fmaf(scale * own, low_of(query), pairs.x)), reciprocal_approximate(x.e[i].y) * (inter.y + fmaf(scale * own, high_of(query), pairs.y)));
             if (!DECAY) continue;
             dg[i].x = fmaf(-low_of(key), pairs.x, dg[i].x), dg[i].y = fmaf(-high_of(key), pairs.y, dg[i].y);
@@ -286,10 +293,8 @@ template <bool QUERY, bool KEY, bool DECAY> __device__ __forceinline__ void fini
         __syncthreads();
         add_paths(shared, x.through, dg);
 #pragma unroll
-        for (int i = 0; i < GROUP; ++i) {
-            const int row = group_of() * GROUP + i;
-            if (has(row)) *(float2*)(d_decay + (chunk.first + row) * stride + channel) = dg[i];
-        }
+        for (int i = 0; i < GROUP; ++i)
+            if (i < x.count) *(float2*)(d_decay + x.first + i * stride) = dg[i];
     }
 }
 

@@ -320,7 +320,7 @@ template <bool QUERY, bool KEY, bool DECAY> __device__ __forceinline__ bool gent
     const Place at = place_of(blockIdx.x, GRADIENT_ARGUMENTS);
     const Chunk& chunk = at.chunk;
     GentleRows rows;
-    read_rows<KEY || DECAY, QUERY || DECAY>(chunk, at.call.q, at.call.q_stride, at.call.k, at.call.k_stride, at.call.g, rows);
+    read_rows<KEY || DECAY, QUERY || DECAY>(chunk, at.row, q, decay, at.call.q_stride, at.call.k, at.call.k_stride, rows);
     fetch_panels<CHUNK, WIDTH>(at.values.start + chunk.first * at.values.stride, at.values.stride, chunk.rows, value_width, shared + V);
     fetch_panels<CHUNK, WIDTH>(at.outputs.start + chunk.first * at.outputs.stride, at.outputs.stride, chunk.rows, value_width, shared + OUT);
     commit_copies();
@@ -346,7 +346,7 @@ template <bool QUERY, bool KEY, bool DECAY> __device__ __forceinline__ bool gent
     unsigned stride = at.call.q_stride;
     keep_in_loop(shared);  // and all other addresses: those of the beginning are not kept
     keep_in_loop(stride);
-    finish_rows<QUERY, KEY, DECAY>(shared, chunk, rows, scale, dq + at.row, dk ? dk + at.row : nullptr, d_decay + at.row, stride);
+    finish_rows<QUERY, KEY, DECAY>(shared, rows, scale, dq, dk, d_decay, stride);
     return true;
 }
 
