@@ -80,7 +80,7 @@ template <bool Q, bool K> __device__ __forceinline__ void read_rows(const Chunk&
     }
 }
 
-// Leaves the product of this thread's decays. The caller synchronises. False: a channel grows.
+// Leaves the product of this thread's decays. The caller synchronises. False: a channel grows, or decays by more than GENTLE within these rows already.
 __device__ __forceinline__ bool multiply_rows(unsigned shared, GentleRows& x)
 {
     float most = 0.0f;
@@ -92,7 +92,7 @@ __device__ __forceinline__ bool multiply_rows(unsigned shared, GentleRows& x)
         product.x *= x.e[i].x, product.y *= x.e[i].y;
     }
     store_shared(shared + PRODUCTS + (group_of() * SLAB + 2 * pair_of()) * 4, product);
-    return most <= 0.0f;
+    return most <= 0.0f && product.x >= GENTLE && product.y >= GENTLE;
 }
 
 // Turns decays into e, and makes X and Y. False: this thread's channels are not gentle. The caller synchronises.

@@ -330,7 +330,11 @@ template <bool QUERY, bool KEY, bool DECAY> __device__ __forceinline__ bool gent
     const bool decays = multiply_rows(shared, rows) && chunk.rows >= ROW_BLOCK;
     wait_copies<1>();
     publish_to_products();
-    __syncthreads();
+    if (!__syncthreads_and(decays)) {
+        wait_copies<0>();
+        __syncthreads();  // other threads fetch to where this one's copies have gone
+        return false;
+    }
     const bool makes_queries = threadIdx.x < WARPGROUP;
     Sums<CHUNK> scores;
     start_scores(shared + (makes_queries ? OUT : V), shared + (makes_queries ? V : OUT), scores);
@@ -340,7 +344,7 @@ template <bool QUERY, bool KEY, bool DECAY> __device__ __forceinline__ bool gent
     publish_to_products();
     wait_products<0>();
     pin(scores);
-    if (!__syncthreads_and(decays && weighed)) return false;
+    if (!__syncthreads_and(weighed)) return false;
     make_all_sums<QUERY || DECAY, KEY || DECAY, DECAY>(shared, scores);
     rows.fetch(shared);
     unsigned stride = at.call.q_stride;
