@@ -128,7 +128,7 @@ public sealed class CudaDevice : Device
     /// </summary>
     public void Prepare(params ReadOnlySpan<DType> elements)
     {
-        foreach (DType element in elements) Kernels.LoadAll(element);
+        Kernels.LoadAll(elements);
         Blas.Prepare();
         Workspace(1 << 20);
         Synchronize();

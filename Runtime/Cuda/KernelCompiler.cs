@@ -1,5 +1,6 @@
 using System.Collections.Concurrent;
 using System.Reflection;
+using System.Text.RegularExpressions;
 using LaspNative.Runtime.Interop;
 
 namespace LaspNative.Runtime.Cuda;
@@ -8,10 +9,11 @@ namespace LaspNative.Runtime.Cuda;
 /// Compiles the embedded .cu files with NVRTC; needs no GPU. Every embedded .cuh is offered to the compiler as an in-memory header under its file name.
 /// Results are kept for the process and on disk, keyed by everything that determines them: source, headers, options, architecture, NVRTC's version.
 /// </summary>
-public static class KernelCompiler
+public static partial class KernelCompiler
 {
     private static readonly ConcurrentDictionary<string, Lazy<CompiledKernels>> s_compiled = new(StringComparer.Ordinal);
     private static readonly Lazy<SortedDictionary<string, string>> s_sources = new(ReadEmbeddedSources);
+    private static readonly ConcurrentDictionary<string, IReadOnlyList<string>> s_alone = new(StringComparer.Ordinal);
 
     /// <summary>Names of the embedded .cu files.</summary>
     public static IReadOnlyList<string> Files => [.. s_sources.Value.Keys.Where(n => n.EndsWith(".cu", StringComparison.Ordinal))];
@@ -34,6 +36,16 @@ public static class KernelCompiler
         _ => throw new LaspException($"there are no CUDA kernels for {element}; use F32 or BF16, or a CPU device"),
     };
 
+    /// <summary>The kernels of an embedded file that take the compiler long, so that each is compiled alone (WANTS of common.cuh); none where the file is compiled as a whole.</summary>
+    public static IReadOnlyList<string> CompiledAlone(string file) => s_alone.GetOrAdd(file, f => [.. Wants().Matches(SourceOf(f)).Select(m => m.Groups["kernel"].Value)]);
+
+    /// <summary>Compiles what holds a kernel of an embedded file: the file, or that kernel alone where it is one of <see cref="CompiledAlone"/>.</summary>
+    public static CompiledKernels CompileFor(string file, string kernel, DType element, string architecture)
+    {
+        IReadOnlyList<string> defines = DefinesFor(element);
+        return Compile(file, CompiledAlone(file).Contains(kernel) ? [.. defines, "LASP_ONE_KERNEL=1", $"LASP_KERNEL_{kernel}=1"] : defines, architecture);
+    }
+
     /// <summary>
     /// Compiles an embedded file ("name.cu") for "sm_80", "sm_90a", ... or to PTX for "compute_80".
     /// Throws <see cref="KernelCompilationException"/>, which carries the options and the log.
@@ -42,8 +54,7 @@ public static class KernelCompiler
     {
         ArgumentNullException.ThrowIfNull(file);
         ArgumentNullException.ThrowIfNull(defines);
-        if (!s_sources.Value.TryGetValue(file, out string? source))
-            throw new ArgumentException($"no kernel file {file} is embedded; there are {string.Join(", ", Files)}", nameof(file));
+        string source = SourceOf(file);
         string[] headers = [.. s_sources.Value.Keys.Where(n => n.EndsWith(".cuh", StringComparison.Ordinal))];
         var unit = new KernelSource(file, source, [.. headers.Select(h => (h, s_sources.Value[h]))]);
 
@@ -51,6 +62,10 @@ public static class KernelCompiler
         string key = KeyOf(unit, OptionsFor(defines, architecture));
         return s_compiled.GetOrAdd(key, _ => new Lazy<CompiledKernels>(() => Compile(unit, defines, architecture, KernelCache.Default))).Value;
     }
+
+    private static string SourceOf(string file) => s_sources.Value.TryGetValue(file, out string? source)
+        ? source
+        : throw new ArgumentException($"no kernel file {file} is embedded; there are {string.Join(", ", Files)}", nameof(file));
 
     internal static CompiledKernels Compile(KernelSource unit, IReadOnlyList<string> defines, string architecture, KernelCache? cache)
     {
@@ -84,6 +99,9 @@ public static class KernelCompiler
     internal static string[] OptionsFor(IReadOnlyList<string> defines, string architecture) =>
         [$"--gpu-architecture={architecture}", "--std=c++17", "--device-as-default-execution-space", "--generate-line-info", "--ptxas-options=-v",
         .. defines.Select(d => $"--define-macro={d}")];
+
+    [GeneratedRegex(@"(?m)^#if WANTS\((?<kernel>\w+)\)", RegexOptions.ExplicitCapture, 1000)]
+    private static partial Regex Wants();
 
     private static SortedDictionary<string, string> ReadEmbeddedSources()
     {

@@ -37,22 +37,33 @@ public sealed class KernelLibrary : IDisposable
     public CudaKernel Get(string file, string kernel, DType element) =>
         _kernels.TryGetValue((file, kernel, element), out CudaKernel? found) ? found : Load(file, kernel, element);
 
-    /// <summary>Compiles and loads all kernels of all embedded files for one element type, so that none is loaded during a step.</summary>
-    public void LoadAll(DType element)
+    /// <summary>
+    /// Compiles and loads all kernels of all embedded files for these element types, so that none is loaded during a step. The compiler works on as many at once as there are processors, the slow ones first.
+    /// </summary>
+    public void LoadAll(params ReadOnlySpan<DType> elements)
     {
-        IReadOnlyList<string> defines = KernelCompiler.DefinesFor(element);
-        Parallel.ForEach(KernelCompiler.Files, file => KernelCompiler.Compile(file, defines, Architecture));
-        foreach (string file in KernelCompiler.Files)
-            foreach (KernelResources kernel in KernelCompiler.Compile(file, defines, Architecture).Kernels)
-                Get(Path.GetFileNameWithoutExtension(file), kernel.Name, element);
+        var all = new List<(string File, string? Kernel, DType Element)>();
+        foreach (DType element in elements) all.AddRange(KernelCompiler.Files.SelectMany(file => Units(file, element)));
+        all.Sort((a, b) => (a.Kernel is null).CompareTo(b.Kernel is null));
+        var compiled = new CompiledKernels[all.Count];
+        Parallel.ForEach(Partitioner.Create(Enumerable.Range(0, all.Count), EnumerablePartitionerOptions.NoBuffering), i => compiled[i] = Compile(all[i].File, all[i].Kernel, all[i].Element));
+        for (int i = 0; i < compiled.Length; i++)
+            foreach (KernelResources kernel in compiled[i].Kernels) Get(Path.GetFileNameWithoutExtension(all[i].File), kernel.Name, all[i].Element);
     }
+
+    /// <summary>What a file is compiled in. The kernels that are compiled alone are there for bf16 only.</summary>
+    private static IEnumerable<(string File, string? Kernel, DType Element)> Units(string file, DType element) =>
+        element == DType.BF16 && KernelCompiler.CompiledAlone(file) is { Count: > 0 } kernels ? kernels.Select(k => (file, (string?)k, element)) : [(file, null, element)];
+
+    private CompiledKernels Compile(string file, string? kernel, DType element) =>
+        kernel is null ? KernelCompiler.Compile(file, KernelCompiler.DefinesFor(element), Architecture) : KernelCompiler.CompileFor(file, kernel, element, Architecture);
 
     private CudaKernel Load(string file, string kernel, DType element)
     {
         lock (_lock)
         {
             if (_kernels.TryGetValue((file, kernel, element), out CudaKernel? found)) return found;
-            CompiledKernels compiled = KernelCompiler.Compile(file + ".cu", KernelCompiler.DefinesFor(element), Architecture);
+            CompiledKernels compiled = KernelCompiler.CompileFor(file + ".cu", kernel, element, Architecture);
             return _kernels[(file, kernel, element)] = Load(compiled, kernel);
         }
     }

@@ -15,6 +15,14 @@ typedef float element;
 
 #define KERNEL extern "C" __global__ void
 
+// A file whose kernels take the compiler seconds has each of them under "#if WANTS(its name)". It is compiled as a whole, or with LASP_ONE_KERNEL=1 and LASP_KERNEL_<name>=1 for one kernel of it:
+// a run needs few of the variants, and several are compiled at once.
+#if LASP_ONE_KERNEL
+#define WANTS(kernel) LASP_KERNEL_##kernel
+#else
+#define WANTS(kernel) 1
+#endif
+
 constexpr int WARP = 32;
 constexpr int PACK = 8;  // elements of one pack: 16 bytes of bf16, 32 bytes of fp32
 constexpr int QUAD = 4;  // elements of half a pack: 16 bytes of fp32, for kernels that move mostly that

@@ -313,29 +313,37 @@ template <bool OUTPUT, bool REVERSE> __device__ __forceinline__ void walk_segmen
         int64 segment_tokens, float scale, const float *entering
 
 // states and factors [segments, B, H, D] (or [segments, B, H] per token), any of them null: the pair (M, A) of each segment, M with the state that enters it. q is not read.
+#if WANTS(linear_attention_channel_state)
 KERNEL __launch_bounds__(THREADS, 1) linear_attention_channel_state(WALK_PARAMETERS, float* states, float* factors, bf16* chunk_states)
 {
     walk_segment<false, false>(q, k, v, decay, kind, tokens, heads, key_heads, width, value_width, batches, segment_tokens, scale, entering, nullptr, states, factors, chunk_states);
 }
+#endif
 
 // v = dO; k is not read.
+#if WANTS(linear_attention_channel_bwd_state)
 KERNEL __launch_bounds__(THREADS, 1) linear_attention_channel_bwd_state(WALK_PARAMETERS, float* states, float* factors, bf16* chunk_states)
 {
     walk_segment<false, true>(q, k, v, decay, kind, tokens, heads, key_heads, width, value_width, batches, segment_tokens, scale, entering, nullptr, states, factors, chunk_states);
 }
+#endif
 
 // out = o [B, N, H, E]. reached and stopped: the chunks of each segment that another walk has passed, and the state that it has left (null: none, and the walk begins with the segment).
+#if WANTS(linear_attention_channel_output)
 KERNEL __launch_bounds__(THREADS, 1) linear_attention_channel_output(WALK_PARAMETERS, bf16* out, bf16* chunk_states, const int* reached, const float* stopped)
 {
     walk_segment<true, false>(
         q, k, v, decay, kind, tokens, heads, key_heads, width, value_width, batches, segment_tokens, scale, entering, out, nullptr, nullptr, chunk_states, reached, stopped);
 }
+#endif
 
 // v = dO, out = dv [B, N, H, E] of each query head
+#if WANTS(linear_attention_channel_bwd_value)
 KERNEL __launch_bounds__(THREADS, 1) linear_attention_channel_bwd_value(WALK_PARAMETERS, bf16* out, bf16* chunk_states, const int* reached, const float* stopped)
 {
     walk_segment<true, true>(
         q, k, v, decay, kind, tokens, heads, key_heads, width, value_width, batches, segment_tokens, scale, entering, out, nullptr, nullptr, chunk_states, reached, stopped);
 }
+#endif
 
 #endif

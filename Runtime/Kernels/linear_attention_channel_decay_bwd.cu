@@ -413,12 +413,20 @@ template <bool QUERY, bool KEY, bool DECAY> __device__ __forceinline__ void chun
 }
 
 // What a kernel does not need is null: q, leaving, dk and d_decay for dq; k, entering, dq and d_decay for dk. With d_decay, dk may be null.
+#if WANTS(linear_attention_channel_bwd_query)
 KERNEL __launch_bounds__(THREADS, 2) linear_attention_channel_bwd_query(GRADIENT_PARAMETERS) { chunk_gradients<true, false, false>(GRADIENT_ARGUMENTS); }
+#endif
 
+#if WANTS(linear_attention_channel_bwd_key)
 KERNEL __launch_bounds__(THREADS, 2) linear_attention_channel_bwd_key(GRADIENT_PARAMETERS) { chunk_gradients<false, true, false>(GRADIENT_ARGUMENTS); }
+#endif
 
+#if WANTS(linear_attention_channel_bwd_key_decay)
 KERNEL __launch_bounds__(THREADS, 2) linear_attention_channel_bwd_key_decay(GRADIENT_PARAMETERS) { chunk_gradients<false, true, true>(GRADIENT_ARGUMENTS); }
+#endif
 
+#if WANTS(linear_attention_channel_bwd_query_key_decay)
 KERNEL __launch_bounds__(THREADS, 2) linear_attention_channel_bwd_query_key_decay(GRADIENT_PARAMETERS) { chunk_gradients<true, true, true>(GRADIENT_ARGUMENTS); }
+#endif
 
 #endif

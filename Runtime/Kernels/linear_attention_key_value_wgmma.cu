@@ -13,9 +13,17 @@
         key_value_segment<D, E>(q, k, v, dO, decay, kind, tokens, heads, width, value_width, batches, segment_tokens, cut, scale, leaving, dk, dv); \
     }
 
+#if WANTS(linear_attention_bwd_key_value_64_64)
 KEY_VALUE_KERNEL(64, 64)
+#endif
+#if WANTS(linear_attention_bwd_key_value_64_128)
 KEY_VALUE_KERNEL(64, 128)
+#endif
+#if WANTS(linear_attention_bwd_key_value_128_64)
 KEY_VALUE_KERNEL(128, 64)
+#endif
+#if WANTS(linear_attention_bwd_key_value_128_128)
 KEY_VALUE_KERNEL(128, 128)
+#endif
 
 #endif

@@ -89,10 +89,18 @@ template <int WIDTH, int WARPS, int STAGES> __device__ __forceinline__ void leav
         leave_state<WIDTH, SLICE / 16, 3>(k, v, decay, kind, tokens, heads, key_heads, width, value_width, batches, segment_tokens, cut, reverse, scale_factor, states); \
     }
 
+#if WANTS(linear_attention_state_mma_64x64)
 STATE_KERNEL(64, 64)
+#endif
+#if WANTS(linear_attention_state_mma_64x128)
 STATE_KERNEL(64, 128)
+#endif
+#if WANTS(linear_attention_state_mma_128x64)
 STATE_KERNEL(128, 64)
+#endif
+#if WANTS(linear_attention_state_mma_128x128)
 STATE_KERNEL(128, 128)
+#endif
 
 // ---- The walk ----
 
@@ -267,10 +275,20 @@ template <int WIDTH, int WARPS, int STAGES> __device__ __forceinline__ void walk
         walk<WIDTH, SLICE / 16, STAGES>(q, k, v, decay, kind, tokens, q_heads, k_heads, width, value_width, batches, segment_tokens, cut, reverse, k_scale, out_scale, entering, transposed, out); \
     }
 
+#if WANTS(linear_attention_walk_mma_64x64)
 WALK_KERNEL(64, 64, 2, 4)
+#endif
+#if WANTS(linear_attention_walk_mma_64x128)
 WALK_KERNEL(64, 128, 2, 2)
+#endif
+#if WANTS(linear_attention_walk_mma_128x64)
 WALK_KERNEL(128, 64, 2, 3)
+#endif
+#if WANTS(linear_attention_walk_mma_128x128)
 WALK_KERNEL(128, 128, 2, 2)
+#endif
+#if WANTS(linear_attention_walk_mma_256x64)
 WALK_KERNEL(256, 64, 1, 2)
+#endif
 
 #endif

@@ -13,9 +13,17 @@
         walk_segment<D, E>(q, k, v, decay, kind, tokens, q_heads, k_heads, width, value_width, batches, segment_tokens, cut, reverse, k_scale, out_scale, entering, transposed, out); \
     }
 
+#if WANTS(linear_attention_output_64_64)
 OUTPUT_KERNEL(64, 64)
+#endif
+#if WANTS(linear_attention_output_64_128)
 OUTPUT_KERNEL(64, 128)
+#endif
+#if WANTS(linear_attention_output_128_64)
 OUTPUT_KERNEL(128, 64)
+#endif
+#if WANTS(linear_attention_output_128_128)
 OUTPUT_KERNEL(128, 128)
+#endif
 
 #endif

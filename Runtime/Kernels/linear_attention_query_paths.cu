@@ -13,9 +13,17 @@
         walk_segment<D, E, true>(dO, v, k, decay, kind, tokens, heads, heads, width, value_width, batches, segment_tokens, nullptr, 0, 1.0f, scale, entering, 1, dq, q, states, sums); \
     }
 
+#if WANTS(linear_attention_bwd_query_paths_64_64)
 OUTPUT_KERNEL(64, 64)
+#endif
+#if WANTS(linear_attention_bwd_query_paths_64_128)
 OUTPUT_KERNEL(64, 128)
+#endif
+#if WANTS(linear_attention_bwd_query_paths_128_64)
 OUTPUT_KERNEL(128, 64)
+#endif
+#if WANTS(linear_attention_bwd_query_paths_128_128)
 OUTPUT_KERNEL(128, 128)
+#endif
 
 #endif

@@ -89,9 +89,17 @@ template <int D, int E> __device__ __forceinline__ void segment_state(
         segment_state<D, E>(k, v, decay, kind, tokens, heads, key_heads, width, value_width, batches, segment_tokens, cut, reverse, scale_factor, states); \
     }
 
+#if WANTS(linear_attention_state_64_64)
 STATE_KERNEL(64, 64)
+#endif
+#if WANTS(linear_attention_state_64_128)
 STATE_KERNEL(64, 128)
+#endif
+#if WANTS(linear_attention_state_128_64)
 STATE_KERNEL(128, 64)
+#endif
+#if WANTS(linear_attention_state_128_128)
 STATE_KERNEL(128, 128)
+#endif
 
 #endif

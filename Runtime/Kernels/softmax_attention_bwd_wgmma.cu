@@ -13,11 +13,13 @@
 #if LASP_ELEMENT_BF16 && __CUDA_ARCH_FEAT_SM90_ALL
 
 // What each run of 64 queries sees, for softmax_attention_bwd_64 and _128. spans [ceil(C / 64)]. Launch: one warp per run, blocks of 256.
+#if WANTS(softmax_query_spans)
 KERNEL softmax_query_spans(const int64* ranges, int64 first_key, int64 queries, int keys, SpanOfQueries* spans)
 {
     const int64 run = global_thread() / WARP;
     if (run * QUERIES < queries) find_span<QUERIES>(ranges, run, first_key, queries, keys, spans);
 }
+#endif
 
 // ---- Consumers ----
 
@@ -264,7 +266,11 @@ template <int D> __device__ __forceinline__ void differentiate_block(const Call&
         differentiate_block<D>({ &q, &d_out, &dq, k, v, lse, delta, ranges, spans, tickets, first_key, queries, keys, heads, key_heads, batches, scale, dk, dv });                   \
     }
 
+#if WANTS(softmax_attention_bwd_64)
 SOFTMAX_ATTENTION_BACKWARD(softmax_attention_bwd_64, 64)
+#endif
+#if WANTS(softmax_attention_bwd_128)
 SOFTMAX_ATTENTION_BACKWARD(softmax_attention_bwd_128, 128)
+#endif
 
 #endif

@@ -302,9 +302,17 @@ template <int D, typename Output> __device__ __forceinline__ void attend(const C
         attend<D>({ &q, &k, &v, ranges, first_key, { queries, keys, heads, key_heads, batches }, scale }, o, log_sum_exp);                                                                \
     }
 
+#if WANTS(softmax_attention_fwd_64)
 SOFTMAX_ATTENTION(softmax_attention_fwd_64, 64, bf16)
+#endif
+#if WANTS(softmax_attention_fwd_64_f32)
 SOFTMAX_ATTENTION(softmax_attention_fwd_64_f32, 64, float)
+#endif
+#if WANTS(softmax_attention_fwd_128)
 SOFTMAX_ATTENTION(softmax_attention_fwd_128, 128, bf16)
+#endif
+#if WANTS(softmax_attention_fwd_128_f32)
 SOFTMAX_ATTENTION(softmax_attention_fwd_128_f32, 128, float)
+#endif
 
 #endif

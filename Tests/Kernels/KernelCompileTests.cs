@@ -41,6 +41,24 @@ public sealed class KernelCompileTests
                 unit => KernelCompiler.Compile(file, KernelCompiler.DefinesFor(unit.element), unit.architecture).Kernels.Count > 0);
     }
 
+    /// <summary>What is compiled kernel by kernel leaves none of the file's kernels out, and gives each what it has in the whole file.</summary>
+    [Fact]
+    public void KernelsCompiledAloneAreThoseOfTheWholeFile()
+    {
+        Gpu.RequireCompiler();
+        string[] split = [.. KernelCompiler.Files.Where(f => KernelCompiler.CompiledAlone(f).Count > 0)];
+        Assert.Contains("linear_attention_key_value_wgmma.cu", split);
+        foreach (string file in split)
+        {
+            IReadOnlyList<KernelResources> whole = KernelCompiler.Compile(file, KernelCompiler.DefinesFor(DType.BF16), "sm_90a").Kernels;
+            Assert.Equal(whole.Select(k => k.Name).Order(), KernelCompiler.CompiledAlone(file).Order());
+            Assert.Empty(KernelCompiler.Compile(file, KernelCompiler.DefinesFor(DType.F32), "sm_90a").Kernels); // nothing is compiled alone in fp32
+            string cheapest = whole.MinBy(k => k.Registers)!.Name;
+            KernelResources alone = Assert.Single(KernelCompiler.CompileFor(file, cheapest, DType.BF16, "sm_90a").Kernels);
+            Assert.Equal(whole.Single(k => k.Name == cheapest), alone);
+        }
+    }
+
     [Fact]
     public void EveryFileOpensWithItsContract()
     {
