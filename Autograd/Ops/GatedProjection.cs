@@ -39,26 +39,25 @@ public sealed class GatedProjection : Function
     {
         using Tensor h = Tensor.Empty(gate.Shape, gate.DType, gate.Device);
         gate.Device.Backend.GatedLinearUnit(gate, up, activation, h);
-        using Tensor hRows = Rows(h), yRows = Rows(y);
-        gate.Device.Backend.Gemm(hRows, transposeA: false, weight, transposeB: true, alpha: 1, beta: 0, yRows);
+        gate.Device.Backend.Gemm(Rows(h), transposeA: false, weight, transposeB: true, alpha: 1, beta: 0, Rows(y));
     }
 
     protected internal override void Backward(BackwardPass pass)
     {
         Tensor gate = _gate.Tensor, up = _up.Tensor;
         IBackend backend = gate.Device.Backend;
-        using Tensor dy = Rows(pass.RequiredOutput(0));
-        using Tensor dh = Tensor.Empty(gate.Shape, gate.DType, gate.Device), dhRows = Rows(dh);
-        backend.Gemm(dy, transposeA: false, _weight, transposeB: false, alpha: 1, beta: 0, dhRows);
+        Matrix dy = Rows(pass.RequiredOutput(0));
+        using Tensor dh = Tensor.Empty(gate.Shape, gate.DType, gate.Device);
+        backend.Gemm(dy, transposeA: false, _weight, transposeB: false, alpha: 1, beta: 0, Rows(dh));
         Tensor dgate = BackwardPass.InPlaceOf(_gate), dup = BackwardPass.InPlaceOf(_up);
         backend.GatedLinearUnitBackward(gate, up, dh, _activation, dgate, dup, y: dh); // dh is h from here on
         pass.Give(0, dgate);
         pass.Give(1, dup);
         if (!pass.Wants(2)) return;
         Tensor dWeight = pass.Buffer(2, out bool accumulate);
-        backend.Gemm(dy, transposeA: true, dhRows, transposeB: false, alpha: 1, beta: accumulate ? 1 : 0, dWeight);
+        backend.Gemm(dy, transposeA: true, Rows(dh), transposeB: false, alpha: 1, beta: accumulate ? 1 : 0, dWeight);
     }
 
     /// <summary>[.., K] as the matrix [rows, K].</summary>
-    private static Tensor Rows(Tensor x) => x.View([x.Shape.Rows, x.Shape[-1]]);
+    private static Matrix Rows(Tensor x) => Matrix.Of(x, x.Shape.Rows, x.Shape[-1]);
 }

@@ -46,32 +46,28 @@ public sealed class Linear : Function
     private static Variable Apply(Variable x, Variable weight, Shape shape, long rows, RegionRun run)
     {
         Tensor y = Tensor.Empty(shape, x.DType, x.Device);
-        if (run == RegionRun.Forward)
-        {
-            using Tensor xRows = x.Value.View([rows, weight.Shape[1]]), yRows = y.View([rows, weight.Shape[0]]);
-            x.Device.Backend.Gemm(xRows, transposeA: false, weight.Value, transposeB: true, alpha: 1, beta: 0, yRows);
-        }
+        (long n, long k) = (weight.Shape[0], weight.Shape[1]);
+        if (run == RegionRun.Forward) x.Device.Backend.Gemm(Matrix.Of(x.Value, rows, k), transposeA: false, weight.Value, transposeB: true, alpha: 1, beta: 0, Matrix.Of(y, rows, n));
         return new Linear(x, weight, rows).Record([x, weight], y);
     }
 
     protected internal override void Backward(BackwardPass pass)
     {
-        using Tensor dy = pass.RequiredOutput(0).View([_rows, _size.N]);
+        Matrix dy = Result(pass.RequiredOutput(0));
         if (pass.Wants(1))
         {
-            using (Tensor x = Source(_x!.Tensor))
-            {
-                Tensor dWeight = pass.Buffer(1, out bool accumulate);
-                _device.Backend.Gemm(dy, transposeA: true, x, transposeB: false, alpha: 1, beta: accumulate ? 1 : 0, dWeight);
-            }
+            Tensor dWeight = pass.Buffer(1, out bool accumulate);
+            _device.Backend.Gemm(dy, transposeA: true, Source(_x!.Tensor), transposeB: false, alpha: 1, beta: accumulate ? 1 : 0, dWeight);
             _x.Dispose(); // before dx is allocated: an x that was made again may be as large
         }
         if (pass.Wants(0))
         {
-            using Tensor dx = Source(pass.Buffer(0, out bool accumulate));
+            Matrix dx = Source(pass.Buffer(0, out bool accumulate));
             _device.Backend.Gemm(dy, transposeA: false, _weight!, transposeB: false, alpha: 1, beta: accumulate ? 1 : 0, dx);
         }
     }
 
-    private Tensor Source(Tensor x) => x.View([_rows, _size.K]);
+    private Matrix Source(Tensor x) => Matrix.Of(x, _rows, _size.K);
+
+    private Matrix Result(Tensor y) => Matrix.Of(y, _rows, _size.N);
 }

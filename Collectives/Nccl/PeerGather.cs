@@ -57,10 +57,12 @@ internal sealed class PeerGather : IDisposable
         }
         _sent[slot].Record(queue);
         _isHeld[slot] = true;
-        return new Message(this, message, Tensor.WrapDevicePointer(Slot(Rank, slot), [Size, .. source.Shape], source.DType, _device));
+        return new Message(this, message, Tensor.WrapDevicePointer(Slot(Rank, slot), source.Shape.Times(Size), source.DType, _device));
     }
 
     public void Abort() => _memory.Abort(0, 2 * Slots * Size, _messages);
+
+    public void Abandon() => _memory.Abandon();
 
     public void Dispose()
     {

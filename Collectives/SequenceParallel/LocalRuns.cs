@@ -12,10 +12,7 @@ namespace LaspNative.Collectives;
 /// </summary>
 internal sealed class LocalRuns(AttentionCall call, SavedValue k, SavedValue v, Tensor? decay, Tensor? initialState) : IDisposable
 {
-    private readonly DocumentPiece[] _pieces = Gathered(call.OwnPieces); // three at most
-    private readonly Dictionary<DocumentPiece, Tensor> _entering = []; // segments of State and Forward
-    private readonly Dictionary<DocumentPiece, Tensor> _leaving = []; // segments of BackwardState and BackwardKeyValue
-    private readonly Dictionary<DocumentPiece, Tensor> _paths = []; // of BackwardQuery, for BackwardBegin
+    private readonly Run[] _runs = RunsOf(call.OwnPieces); // three at most
     private PackedRuns? _wholeDocuments; // of the one piece that has several
 
     public Tensor K => k.Tensor;
@@ -32,58 +29,60 @@ internal sealed class LocalRuns(AttentionCall call, SavedValue k, SavedValue v, 
     /// </summary>
     public void State(Tensor state)
     {
-        if (_pieces is not [.., var last] || (last.IsLast && !IsCut(last)))
+        if (_runs is not [.., var last] || (last.Tokens.IsLast && !IsCut(last.Tokens)))
         {
             Backend.Fill(0, state);
             return;
         }
-        using Piece piece = Cut(last);
-        OwnState(piece, last, last.IsFirst ? piece.Initial : null, state);
+        using Piece piece = Cut(last.Tokens);
+        OwnState(piece, last, last.Tokens.IsFirst ? piece.Initial : null, state);
     }
 
     /// <summary>o, and the final states of the documents that end here (zeros for the others).</summary>
     public void Forward(Tensor q, Tensor? entering, Tensor o, Tensor? finalState)
     {
         if (finalState is not null) Backend.Fill(0, finalState);
-        foreach (DocumentPiece p in _pieces)
+        foreach (Run run in _runs)
         {
+            DocumentPiece p = run.Tokens;
             using Piece piece = Cut(p);
             using TensorLease qPiece = Of(q, p), oPiece = Of(o, p);
             Tensor? start = p.IsFirst ? piece.Initial : entering;
             if (finalState is not null && p.IsLast)
             {
                 using Tensor final = call.OfDocument(finalState, p);
-                OwnState(piece, p, start, final);
+                OwnState(piece, run, start, final);
             }
-            else if (IsCut(p) && !_entering.ContainsKey(p))
-                OwnState(piece, p, null, state: null);
-            Backend.LinearAttention(qPiece, piece.K, piece.V, piece.Decay, start, call.Scale, oPiece, _entering.GetValueOrDefault(p), RunsOf(p));
+            else if (run.Entering is null && IsCut(p))
+                OwnState(piece, run, null, state: null);
+            Backend.LinearAttention(qPiece, piece.K, piece.V, piece.Decay, start, call.Scale, oPiece, run.Entering, RunsOf(p));
         }
     }
 
     /// <summary>dM_t: the gradient of the state that enters the chunk, from the chunk's own outputs and final state. As with <see cref="State"/>, nobody reads it when no document came from before.</summary>
     public void BackwardState(Tensor q, Tensor dO, Tensor? dFinalState, Tensor dState)
     {
-        if (_pieces is not [var first, ..] || (first.IsFirst && !IsCut(first)))
+        if (_runs is not [var first, ..] || (first.Tokens.IsFirst && !IsCut(first.Tokens)))
         {
             Backend.Fill(0, dState);
             return;
         }
-        using Piece piece = Cut(first);
-        using TensorLease dFinal = first.IsLast ? Leaving(first, leaving: null, dFinalState) : default;
-        OwnGradient(piece, first, q, dO, dFinal.OrNull, dState, Segments(_leaving, first));
+        using Piece piece = Cut(first.Tokens);
+        using TensorLease dFinal = first.Tokens.IsLast ? Leaving(first.Tokens, leaving: null, dFinalState) : default;
+        OwnGradient(piece, first.Tokens, q, dO, dFinal.OrNull, dState, Segments(ref first.Leaving, first.Tokens));
     }
 
     /// <summary>dq. With <paramref name="q"/>: <see cref="BackwardBegin"/> will be asked for the gradient of a decay per token or channel, and finds what this pass can leave for it.</summary>
     public void BackwardQuery(Tensor? q, Tensor dO, Tensor? entering, Tensor dq)
     {
-        foreach (DocumentPiece p in _pieces)
+        foreach (Run run in _runs)
         {
+            DocumentPiece p = run.Tokens;
             using Piece piece = Cut(p);
             using TensorLease qPiece = q is null ? default : Of(q, p), dOPiece = Of(dO, p), dqPiece = Of(dq, p);
-            Tensor? paths = q is null ? null : Paths(piece, p, qPiece, dOPiece);
+            Tensor? paths = q is null ? null : Paths(piece, run, qPiece, dOPiece);
             Backend.LinearAttentionBackwardQuery(
-                piece.K, piece.V, dOPiece, piece.Decay, p.IsFirst ? piece.Initial : entering, call.Scale, dqPiece, _entering.GetValueOrDefault(p), paths is null ? null : qPiece.OrNull, paths,
+                piece.K, piece.V, dOPiece, piece.Decay, p.IsFirst ? piece.Initial : entering, call.Scale, dqPiece, run.Entering, paths is null ? null : qPiece.OrNull, paths,
                 RunsOf(p));
         }
     }
@@ -91,13 +90,14 @@ internal sealed class LocalRuns(AttentionCall call, SavedValue k, SavedValue v, 
     /// <summary>dk and dv. Before <see cref="BackwardDecay"/>, which uses what this leaves.</summary>
     public void BackwardKeyValue(Tensor q, Tensor dO, Tensor? leaving, Tensor? dFinalState, Tensor dk, Tensor dv)
     {
-        foreach (DocumentPiece p in _pieces)
+        foreach (Run run in _runs)
         {
+            DocumentPiece p = run.Tokens;
             using Piece piece = Cut(p);
             using TensorLease qPiece = Of(q, p), dOPiece = Of(dO, p), dkPiece = Of(dk, p), dvPiece = Of(dv, p);
             using TensorLease d = Leaving(p, leaving, dFinalState);
-            FindLeaving(piece, p, q, dO);
-            Backend.LinearAttentionBackwardKeyValue(qPiece, piece.K, piece.V, dOPiece, piece.Decay, d.OrNull, call.Scale, dkPiece, dvPiece, _leaving.GetValueOrDefault(p), RunsOf(p));
+            FindLeaving(piece, run, q, dO);
+            Backend.LinearAttentionBackwardKeyValue(qPiece, piece.K, piece.V, dOPiece, piece.Decay, d.OrNull, call.Scale, dkPiece, dvPiece, run.Leaving, RunsOf(p));
         }
     }
 
@@ -110,30 +110,33 @@ internal sealed class LocalRuns(AttentionCall call, SavedValue k, SavedValue v, 
             if (dDecay is not null) BackwardDecay(q, dO, entering, leaving, dFinalState, dDecay);
             return;
         }
-        foreach (DocumentPiece p in _pieces)
+        foreach (Run run in _runs)
         {
+            DocumentPiece p = run.Tokens;
             using Piece piece = Cut(p);
             using TensorLease qPiece = Of(q, p), dOPiece = Of(dO, p), dkPiece = Of(dk, p), dvPiece = Of(dv, p), dDecayPiece = Of(dDecay, p);
             using TensorLease d = Leaving(p, leaving, dFinalState);
-            FindLeaving(piece, p, q, dO);
+            FindLeaving(piece, run, q, dO);
             Backend.LinearAttentionBackwardKeyValueDecay(
                 qPiece, piece.K, piece.V, dOPiece, piece.Decay!, p.IsFirst ? piece.Initial : entering, d.OrNull, call.Scale, dkPiece, dvPiece, dDecayPiece,
-                _entering.GetValueOrDefault(p), _leaving.GetValueOrDefault(p), _paths.GetValueOrDefault(p), RunsOf(p));
-            if (_paths.Remove(p, out Tensor? paths)) paths.Dispose();
+                run.Entering, run.Leaving, run.Paths, RunsOf(p));
+            run.Paths?.Dispose();
+            run.Paths = null;
         }
     }
 
     /// <summary>All gradients in one call, for a run that no other rank has a part in.</summary>
     public void BackwardTogether(Tensor q, Tensor dO, Tensor? dFinalState, Tensor dq, KeySideGradients made)
     {
-        foreach (DocumentPiece p in _pieces)
+        foreach (Run run in _runs)
         {
+            DocumentPiece p = run.Tokens;
             using Piece piece = Cut(p);
             using TensorLease qPiece = Of(q, p), dOPiece = Of(dO, p), dqPiece = Of(dq, p), dkPiece = Of(made.Key, p), dvPiece = Of(made.Value, p), dDecayPiece = Of(made.Decay, p);
             using TensorLease d = Leaving(p, leaving: null, dFinalState);
-            FindLeaving(piece, p, q, dO);
+            FindLeaving(piece, run, q, dO);
             Backend.LinearAttentionBackward(
-                qPiece, piece.K, piece.V, dOPiece, piece.Decay!, piece.Initial, d.OrNull, call.Scale, dqPiece, dkPiece, dvPiece, dDecayPiece, _entering.GetValueOrDefault(p), _leaving.GetValueOrDefault(p),
+                qPiece, piece.K, piece.V, dOPiece, piece.Decay!, piece.Initial, d.OrNull, call.Scale, dqPiece, dkPiece, dvPiece, dDecayPiece, run.Entering, run.Leaving,
                 RunsOf(p));
         }
     }
@@ -143,14 +146,15 @@ internal sealed class LocalRuns(AttentionCall call, SavedValue k, SavedValue v, 
     {
         bool perHead = dDecay.Shape.Rank == 1;
         if (perHead) Backend.Fill(0, dDecay);
-        foreach (DocumentPiece p in _pieces)
+        foreach (Run run in _runs)
         {
+            DocumentPiece p = run.Tokens;
             using Piece piece = Cut(p);
             using TensorLease qPiece = Of(q, p), dOPiece = Of(dO, p);
             using TensorLease d = Leaving(p, leaving, dFinalState);
             using TensorLease part = perHead ? TensorLease.Own(Tensor.Empty(dDecay.Shape, dDecay.DType, call.Device)) : Of(dDecay, p);
             Backend.LinearAttentionBackwardDecay(
-                qPiece, piece.K, piece.V, dOPiece, piece.Decay!, p.IsFirst ? piece.Initial : entering, d.OrNull, call.Scale, part, _entering.GetValueOrDefault(p), _leaving.GetValueOrDefault(p), RunsOf(p));
+                qPiece, piece.K, piece.V, dOPiece, piece.Decay!, p.IsFirst ? piece.Initial : entering, d.OrNull, call.Scale, part, run.Entering, run.Leaving, RunsOf(p));
             if (perHead) Backend.AddScaled(part, 1, dDecay);
         }
     }
@@ -159,8 +163,9 @@ internal sealed class LocalRuns(AttentionCall call, SavedValue k, SavedValue v, 
     public void BackwardInitialState(Tensor q, Tensor dO, Tensor? leaving, Tensor? dFinalState, Tensor dInitialState)
     {
         Backend.Fill(0, dInitialState);
-        foreach (DocumentPiece p in _pieces)
+        foreach (Run run in _runs)
         {
+            DocumentPiece p = run.Tokens;
             if (!p.IsFirst) continue;
             using Piece piece = Cut(p);
             using Tensor gradient = call.OfDocument(dInitialState, p);
@@ -170,17 +175,15 @@ internal sealed class LocalRuns(AttentionCall call, SavedValue k, SavedValue v, 
     }
 
     /// <summary>Room for what the pass of dq leaves for the gradient of the decay; null where the device has no use for it, and for packed runs.</summary>
-    private Tensor? Paths(Piece piece, DocumentPiece p, Tensor q, Tensor dO)
+    private Tensor? Paths(Piece piece, Run run, Tensor q, Tensor dO)
     {
-        long count = p.Count > 1 ? 0 : Backend.LinearAttentionPaths(q, piece.K, piece.V, dO, piece.Decay!);
-        if (count == 0) return null;
-        if (!_paths.TryGetValue(p, out Tensor? paths)) _paths.Add(p, paths = Tensor.Empty([count], DType.F32, call.Device, MemoryCategory.Workspace));
-        return paths;
+        long count = run.Tokens.Count > 1 ? 0 : Backend.LinearAttentionPaths(q, piece.K, piece.V, dO, piece.Decay!);
+        return count == 0 ? null : run.Paths ??= Tensor.Empty([count], DType.F32, call.Device, MemoryCategory.Workspace);
     }
 
     /// <summary>What a piece leaves, entered with <paramref name="start"/> (null: zero, and it leaves M).</summary>
-    private void OwnState(Piece piece, DocumentPiece p, Tensor? start, Tensor? state) =>
-        Backend.LinearAttentionState(piece.K, piece.V, piece.Decay, state, Segments(_entering, p), start, RunsOf(p));
+    private void OwnState(Piece piece, Run run, Tensor? start, Tensor? state) =>
+        Backend.LinearAttentionState(piece.K, piece.V, piece.Decay, state, Segments(ref run.Entering, run.Tokens), start, RunsOf(run.Tokens));
 
     private void OwnGradient(Piece piece, DocumentPiece p, Tensor q, Tensor dO, Tensor? dFinal, Tensor? dState, Tensor? segments)
     {
@@ -189,10 +192,9 @@ internal sealed class LocalRuns(AttentionCall call, SavedValue k, SavedValue v, 
     }
 
     /// <summary>The segments' own gradients of a piece, where the device cuts it and no earlier phase has found them.</summary>
-    private void FindLeaving(Piece piece, DocumentPiece p, Tensor q, Tensor dO)
+    private void FindLeaving(Piece piece, Run run, Tensor q, Tensor dO)
     {
-        if (!IsCut(p) || _leaving.ContainsKey(p)) return;
-        OwnGradient(piece, p, q, dO, null, dState: null, Segments(_leaving, p));
+        if (run.Leaving is null && IsCut(run.Tokens)) OwnGradient(piece, run.Tokens, q, dO, null, dState: null, Segments(ref run.Leaving, run.Tokens));
     }
 
     private long SegmentCount(DocumentPiece p) => Backend.LinearAttentionSegments(call.Batch, p.Length, call.Heads, call.KeyDim, call.ValueDim);
@@ -204,20 +206,12 @@ internal sealed class LocalRuns(AttentionCall call, SavedValue k, SavedValue v, 
     private PackedRuns? RunsOf(DocumentPiece p) => p.Count == 1 ? null : _wholeDocuments ??= call.Documents!.Runs(p);
 
     /// <summary>The segments of a piece, kept from now on; null where the device does not cut it.</summary>
-    private Tensor? Segments(Dictionary<DocumentPiece, Tensor> kept, DocumentPiece p)
-    {
-        if (!IsCut(p)) return null;
-        if (!kept.TryGetValue(p, out Tensor? segments))
-            kept.Add(p, segments = Tensor.Empty([SegmentCount(p), .. call.StateShape], call.DType.Accumulator(), call.Device, MemoryCategory.States));
-        return segments;
-    }
+    private Tensor? Segments(ref Tensor? kept, DocumentPiece p) =>
+        IsCut(p) ? kept ??= Tensor.Empty(call.StateShape.Times(SegmentCount(p)), call.DType.Accumulator(), call.Device, MemoryCategory.States) : null;
 
     public void Dispose()
     {
-        foreach (Tensor kept in _entering.Values.Concat(_leaving.Values).Concat(_paths.Values)) kept.Dispose();
-        _entering.Clear();
-        _leaving.Clear();
-        _paths.Clear();
+        foreach (Run run in _runs) run.Dispose();
         _wholeDocuments?.Dispose();
         _wholeDocuments = null;
     }
@@ -228,13 +222,6 @@ internal sealed class LocalRuns(AttentionCall call, SavedValue k, SavedValue v, 
         if (!p.IsLast) return TensorLease.Borrow(leaving);
         return dFinalState is null ? default : TensorLease.Own(call.OfDocument(dFinalState, p));
     }
-
-    private static DocumentPiece[] Gathered(IReadOnlyList<DocumentPiece> pieces) => pieces.Count switch
-    {
-        0 => [],
-        1 => [pieces[0]],
-        _ => [.. PackedDocuments.Gathered(pieces)],
-    };
 
     private static TensorLease Of(Tensor x, DocumentPiece p) => IsAll(p, x) ? TensorLease.Borrow(x) : TensorLease.Own(Tokens(x, p));
 
@@ -257,6 +244,32 @@ internal sealed class LocalRuns(AttentionCall call, SavedValue k, SavedValue v, 
         Of(V, p),
         decay is null or { Shape.Rank: 1 } ? TensorLease.Borrow(decay) : Of(decay, p),
         TensorLease.Own(p.IsFirst && initialState is not null ? call.OfDocument(initialState, p) : null));
+
+    private static Run[] RunsOf(IReadOnlyList<DocumentPiece> pieces)
+    {
+        if (pieces.Count > 1) pieces = PackedDocuments.Gathered(pieces);
+        var runs = new Run[pieces.Count];
+        for (int i = 0; i < runs.Length; i++) runs[i] = new Run(pieces[i]);
+        return runs;
+    }
+
+    /// <summary>One run, and what is kept of it between the phases.</summary>
+    private sealed class Run(DocumentPiece tokens) : IDisposable
+    {
+        public Tensor? Entering; // segments of State and Forward
+        public Tensor? Leaving; // segments of BackwardState and BackwardKeyValue
+        public Tensor? Paths; // of BackwardQuery, for BackwardBegin
+
+        public DocumentPiece Tokens { get; } = tokens;
+
+        public void Dispose()
+        {
+            Entering?.Dispose();
+            Leaving?.Dispose();
+            Paths?.Dispose();
+            (Entering, Leaving, Paths) = (null, null, null);
+        }
+    }
 
     /// <summary>What a run's calls read, for the length of one phase.</summary>
     private readonly struct Piece(TensorLease k, TensorLease v, TensorLease decay, TensorLease initial) : IDisposable

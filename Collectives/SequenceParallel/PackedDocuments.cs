@@ -37,6 +37,9 @@ public sealed record PackedDocuments
     /// <summary>Tokens N of all documents.</summary>
     public long Tokens => _boundaries[^1];
 
+    /// <summary>Where each document starts, and the end of the last: n + 1 entries.</summary>
+    internal ReadOnlySpan<long> Boundaries => _boundaries;
+
     /// <summary>First token of a document.</summary>
     public long Start(int document) => _boundaries[document];
 

@@ -1,4 +1,3 @@
-using System.Buffers;
 using LaspNative.Runtime;
 
 namespace LaspNative.Collectives;
@@ -7,7 +6,7 @@ namespace LaspNative.Collectives;
 /// The whole mask: per query the first and the last global index of the keys that it sees.
 ///   causal         [start of its document, its own index]
 ///   bidirectional  [start of its document, last of its document]
-/// Without packed documents the sequence is one document.
+/// Without packed documents the sequence is one document. The device writes it: a host array of the sequence's length per layer would be garbage by the megabyte.
 /// </summary>
 internal sealed class QueryRanges : IDisposable
 {
@@ -19,24 +18,18 @@ internal sealed class QueryRanges : IDisposable
     {
         long count = 0;
         foreach (TokenSpan span in queries) count += span.Length;
-        long[] ranges = ArrayPool<long>.Shared.Rent(checked((int)(2 * count))); // new ones would be megabytes of garbage per step
-        int at = 0;
+        Values = Tensor.Empty([count, 2], DType.I64, call.Device);
+        using Tensor? bounds = call.Documents is null ? null : Tensor.FromSpan(call.Documents.Boundaries, [call.Documents.Count + 1], call.Device);
+        long at = 0;
         foreach (TokenSpan span in queries)
         {
-            for (long token = span.Start; token < span.End;)
-            {
-                TokenSpan document = DocumentOf(call, token);
-                _first = Math.Min(_first, document.Start);
-                for (long end = Math.Min(span.End, document.End); token < end; token++)
-                {
-                    ranges[at++] = document.Start;
-                    ranges[at++] = call.Causal ? token : document.End - 1;
-                }
-                _last = Math.Max(_last, ranges[at - 1]);
-            }
+            if (span.Length == 0) continue;
+            using Tensor part = Values.Slice(at, span.Length);
+            call.Device.Backend.KeyRanges(bounds, call.Partition.Tokens, span.Start, call.Causal, part);
+            at += span.Length;
+            _first = Math.Min(_first, DocumentOf(call, span.Start).Start);
+            _last = Math.Max(_last, call.Causal ? span.End - 1 : DocumentOf(call, span.End - 1).End - 1);
         }
-        Values = Tensor.FromSpan<long>(ranges.AsSpan(0, at), [count, 2], call.Device);
-        ArrayPool<long>.Shared.Return(ranges);
     }
 
     /// <summary>I64 [queries, 2].</summary>

@@ -74,10 +74,11 @@ public interface IBackend
 
     /// <summary>
     /// c = alpha * op(a) op(b) + beta * c with op(x) = x or its transpose over the last two dimensions.
-    /// a, b, c are matrices [M,K], [K,N], [M,N] after op, or batches of them with one leading dimension [G, ...], contiguous. a and b share T; c is T or Acc. beta = 0 never reads c.
+    /// a, b, c are matrices [M,K], [K,N], [M,N] after op, or batches of them with one leading dimension [G, ...], contiguous; tensors of any shape are with <see cref="Matrix.Of"/>. a and b share T; c is T or Acc.
+    /// beta = 0 never reads c.
     /// Accumulates in Acc.
     /// </summary>
-    void Gemm(Tensor a, bool transposeA, Tensor b, bool transposeB, double alpha, double beta, Tensor c);
+    void Gemm(Matrix a, bool transposeA, Matrix b, bool transposeB, double alpha, double beta, Matrix c);
 
     // ---- Embedding (Embedding.cs) ----
 
@@ -264,6 +265,12 @@ public interface IBackend
     // ---- Softmax attention over a block of keys (SoftmaxAttention.cs) ----
     // q [B,C,H,D], k [B,M,Hk,D], v [B,M,Hk,E]. ranges I64 [C,2]: query i sees the keys whose global index lies in [ranges[i,0], ranges[i,1]] (causal, documents and their absence are all that);
     // key j of the block has global index firstKey + j. No [C,M] matrix is ever held.
+
+    /// <summary>
+    /// ranges of the queries at tokens firstToken, firstToken + 1, ..: from the first token of the query's document to the query itself (causal), or to the document's last token.
+    /// bounds I64 [documents + 1]: where each packed document starts, from 0, and the end of the last; null: the sequence of this many tokens is one.
+    /// </summary>
+    void KeyRanges(Tensor? bounds, long tokens, long firstToken, bool causal, Tensor ranges);
 
     /// <summary>o_i = sum_j softmax_j(scale q_i.k_j) v_j over the visible keys of this block, logSumExp [B,C,H] of Acc; a query that sees none has o = 0 and logSumExp = -infinity. o is T or Acc.</summary>
     void SoftmaxAttention(Tensor q, Tensor k, Tensor v, Tensor ranges, long firstKey, double scale, Tensor o, Tensor logSumExp);

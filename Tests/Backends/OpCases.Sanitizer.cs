@@ -43,6 +43,7 @@ public static partial class OpCases
         "softmax attention documents both ways C=200 M=128+128+4 D=5 E=7 B=2 H=4 Hk=2",
         "softmax attention causal C=130 M=130 D=128 E=96 B=1 H=2 Hk=1",
         "softmax attention causal at 101 C=99 M=70+1+129 D=64 E=64 B=1 H=4 Hk=2",
+        "key ranges causal of 300 tokens at 39 in documents",
         "apply state N=65 H=4 Hx=2 Hy=4",
         "apply transposed state N=130 H=3 Hx=1 Hy=1",
         "run decay per token over 65 tokens",

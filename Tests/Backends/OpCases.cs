@@ -19,6 +19,7 @@ public static partial class OpCases
         AddLinearAttentionDecode();
         AddLinearAttentionBlocks();
         AddSoftmaxAttention();
+        AddKeyRanges();
         AddPermute();
         AddTraining();
     }

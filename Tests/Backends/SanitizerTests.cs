@@ -44,7 +44,7 @@ public class SanitizerCoverageTests
     private static readonly HashSet<string> s_typeless =
     [
         "fill_16", "fill_32", "fill_64", "permute_16", "permute_32", "permute_64", "permute_128", "run_decay", "combine_states", "softmax_merge", "decay_weights_constant", "decay_weights_running",
-        "adamw", "clip_factor", "count_reciprocal", "squares_partial", "reduction_final",
+        "adamw", "clip_factor", "count_reciprocal", "squares_partial", "reduction_final", "key_ranges",
     ];
 
     [Fact]

@@ -101,6 +101,17 @@ public class TensorMemoryTests
     }
 
     [Fact]
+    public void A_matrix_is_all_elements_of_its_tensor()
+    {
+        using Device device = Device.Open("cpu:1");
+        using Tensor x = Tensor.Zeros([2, 3, 2, 2], DType.F32, device), batch = Tensor.Zeros([2, 3, 4], DType.F32, device);
+        Assert.Equal((1, 6, 4), (Matrix.Of(x, 6, 4).Batches, Matrix.Of(x, 6, 4).Rows, Matrix.Of(x, 6, 4).Columns));
+        Assert.Equal("F32 2 x [3, 4]", Matrix.From(batch).ToString());
+        Assert.Contains("24 elements against 25", Assert.Throws<LaspException>(() => Matrix.Of(x, 5, 5)).Message, StringComparison.Ordinal);
+        Assert.Contains("[2, 3, 2, 2] is no matrix", Assert.Throws<LaspException>(() => Matrix.From(x)).Message, StringComparison.Ordinal);
+    }
+
+    [Fact]
     public void A_projection_to_heads_and_back_gives_what_reshaping_gives()
     {
         using Device device = Device.Open("cpu:1");

@@ -111,6 +111,30 @@ public class StepGpuTests
             Assert.Equal(File.ReadAllBytes(folder["whole/checkpoint-12/" + file]), File.ReadAllBytes(folder["parts/checkpoint-12/" + file]));
     }
 
+    private sealed class Glutton(Device device, long at) : IStepProbe
+    {
+        public void Before(long step)
+        {
+            if (step == at) Tensor.Empty([1L << 48], DType.F32, device).Dispose();
+        }
+    }
+
+    [Fact]
+    public void The_step_before_one_that_finds_no_memory_is_recorded()
+    {
+        Gpu.Require();
+        using var folder = new TemporaryFolder();
+        TrainOptions options = Options(folder, "out", steps: 12) with { LeavesNothing = true };
+        TextCorpus corpus = TextCorpus.Read(options.Data, new ByteTokenizer());
+        var listener = new RecordingListener();
+        Assert.ThrowsAny<Exception>(() => World.Run(options.World, rank =>
+        {
+            using var trainer = new Trainer(options, corpus.Tokens, rank, listener, new Glutton(rank.Device, 6));
+            trainer.Run();
+        }));
+        Assert.Equal([1, 2, 3, 4, 5], listener.Steps.Select(s => s.Step));
+    }
+
     [Theory]
     [InlineData(1)]
     [InlineData(2)]

@@ -13,7 +13,7 @@ internal sealed unsafe partial class CpuBackend
     private const int ForeignRows = 256;
     private const int ForeignColumns = 1024;
 
-    public void Gemm(Tensor a, bool transposeA, Tensor b, bool transposeB, double alpha, double beta, Tensor c)
+    public void Gemm(Matrix a, bool transposeA, Matrix b, bool transposeB, double alpha, double beta, Matrix c)
     {
         GemmShape shape = GemmShape.Of(a, transposeA, b, transposeB, c);
         switch (a.DType, c.DType)
@@ -25,7 +25,7 @@ internal sealed unsafe partial class CpuBackend
         }
     }
 
-    private void Gemm<T, A, TC>(GemmShape shape, Tensor a, Tensor b, A alpha, A beta, Tensor c)
+    private void Gemm<T, A, TC>(GemmShape shape, Matrix a, Matrix b, A alpha, A beta, Matrix c)
         where T : unmanaged where TC : unmanaged where A : unmanaged, IBinaryFloatingPointIeee754<A>
     {
         T* pa = (T*)a.Pointer, pb = (T*)b.Pointer;
@@ -95,23 +95,18 @@ internal sealed unsafe partial class CpuBackend
     /// <summary>The extents of c[g] [M, N] = op(a[g]) [M, K] op(b[g]) [K, N] for g below Batches.</summary>
     private readonly record struct GemmShape(long Batches, int M, int N, int K, bool TransposeA, bool TransposeB)
     {
-        public static GemmShape Of(Tensor a, bool transposeA, Tensor b, bool transposeB, Tensor c)
+        public static GemmShape Of(Matrix a, bool transposeA, Matrix b, bool transposeB, Matrix c)
         {
-            int rank = a.Shape.Rank;
-            if (rank is < 2 or > 3 || b.Shape.Rank != rank || c.Shape.Rank != rank) throw Mismatch(a, transposeA, b, transposeB, c);
-            long m = a.Shape[transposeA ? -1 : -2], k = a.Shape[transposeA ? -2 : -1], n = b.Shape[transposeB ? -2 : -1];
-            long batches = rank == 3 ? a.Shape[0] : 1;
-            bool fits = b.Shape[transposeB ? -1 : -2] == k && c.Shape[-2] == m && c.Shape[-1] == n;
-            if (rank == 3) fits &= b.Shape[0] == batches && c.Shape[0] == batches;
-            if (!fits || !a.DType.IsFloat() || b.DType != a.DType || (c.DType != a.DType && c.DType != a.DType.Accumulator())) throw Mismatch(a, transposeA, b, transposeB, c);
-            return new GemmShape(batches, checked((int)m), checked((int)n), checked((int)k), transposeA, transposeB);
+            (long m, long k) = transposeA ? (a.Columns, a.Rows) : (a.Rows, a.Columns);
+            (long depth, long n) = transposeB ? (b.Columns, b.Rows) : (b.Rows, b.Columns);
+            bool fits = depth == k && c.Rows == m && c.Columns == n && b.Batches == a.Batches && c.Batches == a.Batches;
+            if (!fits || !a.DType.IsFloat() || b.DType != a.DType || (c.DType != a.DType && c.DType != a.DType.Accumulator()))
+                throw new LaspException($"no matrix product of {a}{(transposeA ? "^T" : "")} and {b}{(transposeB ? "^T" : "")} into {c}; check extents and dtypes");
+            return new GemmShape(a.Batches, checked((int)m), checked((int)n), checked((int)k), transposeA, transposeB);
         }
 
         public MatrixView<T> ViewA<T>(T* data, long batch) where T : unmanaged => MatrixView<T>.RowMajor(data + (batch * M * K), TransposeA ? M : K, TransposeA);
 
         public MatrixView<T> ViewB<T>(T* data, long batch) where T : unmanaged => MatrixView<T>.RowMajor(data + (batch * K * N), TransposeB ? K : N, TransposeB);
-
-        private static LaspException Mismatch(Tensor a, bool transposeA, Tensor b, bool transposeB, Tensor c) =>
-            new($"no matrix product of {a.DType} {a.Shape}{(transposeA ? "^T" : "")} and {b.DType} {b.Shape}{(transposeB ? "^T" : "")} into {c.DType} {c.Shape}; check extents and dtypes");
     }
 }
