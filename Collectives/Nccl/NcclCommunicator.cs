@@ -61,6 +61,8 @@ public sealed partial class NcclCommunicator : Communicator
 
     private void Begin()
     {
+        // Until this rank is known by its communicator, nobody else can end what it waits for.
+        using CancellationTokenRegistration failing = _meeting?.WhenFailed(() => Abort(new GroupFailedException("another rank failed"))) ?? default;
         try
         {
             WarmUp();
@@ -184,6 +186,11 @@ public sealed partial class NcclCommunicator : Communicator
             _gather?.Dispose();
             _shards?.Dispose();
         }
+        else
+        {
+            _gather?.Abandon();
+            _shards?.Abandon();
+        }
         _ownStream?.Dispose();
         _token.Dispose();
         _computed.Dispose();
@@ -216,6 +223,7 @@ public sealed partial class NcclCommunicator : Communicator
             _device.Context.MakeCurrent();
             Queue.Synchronize();
             _shards?.Drain();
+            _device.Stream.Synchronize(); // it may wait for a message too, and is let pass only until this communicator goes
         }
         catch (LaspException error)
         {

@@ -12,6 +12,7 @@ internal sealed class PeerMemory : IDisposable
 {
     private const int NumberShift = 22;
     private const uint Numbers = 1u << (32 - NumberShift);
+    private static readonly TimeSpan s_patience = TimeSpan.FromMilliseconds(10);
 
     private readonly CudaDevice _device;
     private readonly PlainMemory _memory; // what others write, then flags, then the table
@@ -20,6 +21,8 @@ internal sealed class PeerMemory : IDisposable
     private readonly int _flagCount;
     private readonly CudaStream _rescue;
     private readonly Lock _lock = new();
+    private readonly List<(int First, int Count, uint Number)> _aborted = [];
+    private Timer? _again;
     private bool _disposed;
 
     private PeerMemory(CudaDevice device, int rank, PlainMemory memory, nint[] addresses, long flagsAt, int flagCount)
@@ -73,8 +76,33 @@ internal sealed class PeerMemory : IDisposable
         lock (_lock)
         {
             if (_disposed) return;
-            _device.Context.TryMakeCurrent();
-            for (int flag = firstFlag; flag < firstFlag + flags; flag++) _rescue.TryWriteValue(At(Rank, _flagsAt + ((long)flag * sizeof(uint))), (latest + (Numbers / 4)) << NumberShift);
+            _aborted.Add((firstFlag, flags, latest + (Numbers / 4)));
+            LetPass();
+            _again ??= new Timer(_ => Again(), null, s_patience, s_patience);
+        }
+    }
+
+    /// <summary>What a peer had queued when it failed still arrives, and takes a flag back to a number that some wait here is beyond: one time is not enough.</summary>
+    private void Again()
+    {
+        lock (_lock)
+            if (!_disposed) LetPass();
+    }
+
+    private void LetPass()
+    {
+        _device.Context.TryMakeCurrent();
+        foreach ((int first, int count, uint number) in _aborted)
+            for (int flag = first; flag < first + count; flag++) _rescue.TryWriteValue(At(Rank, _flagsAt + ((long)flag * sizeof(uint))), number << NumberShift);
+    }
+
+    /// <summary>Call after a failure, when nothing of this rank waits any more. Another rank may still write here, so the memory goes with the context.</summary>
+    public void Abandon()
+    {
+        lock (_lock)
+        {
+            _disposed = true;
+            _again?.Dispose();
         }
     }
 

@@ -89,6 +89,8 @@ internal sealed class PeerShards : IDisposable
         _sums.Abort();
     }
 
+    public void Abandon() => _memory.Abandon();
+
     /// <summary>Blocks the host until what was queued has run.</summary>
     public void Drain()
     {

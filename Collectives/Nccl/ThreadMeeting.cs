@@ -22,6 +22,9 @@ internal sealed class ThreadMeeting : IDisposable
 
     public int Size => _told.Length;
 
+    /// <summary>Calls the action when a rank fails, on that rank's thread, until what is returned is disposed; at once where one has failed.</summary>
+    public CancellationTokenRegistration WhenFailed(Action letGo) => _failed.Register(letGo);
+
     public void Meet()
     {
         try
