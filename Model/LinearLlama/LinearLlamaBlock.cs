@@ -20,6 +20,7 @@ internal sealed class LinearLlamaBlock : IDisposable
     public LinearLlamaBlock(LinearLlamaConfig config, int layer, ModelParameters parameters, Device device, DType dtype)
     {
         _config = config;
+        int first = parameters.All.Count;
         string prefix = $"model.layers.{layer}.";
         _inputNorm = parameters.NormWeight(prefix + "input_layernorm.weight", config.HiddenSize, config.Norm);
         _attention = config.LayerTypeOf(layer) == LayerType.LinearAttention
@@ -29,7 +30,10 @@ internal sealed class LinearLlamaBlock : IDisposable
         _gateProj = parameters.Matrix(prefix + "mlp.gate_proj.weight", config.IntermediateSize, config.HiddenSize);
         _upProj = parameters.Matrix(prefix + "mlp.up_proj.weight", config.IntermediateSize, config.HiddenSize);
         _downProj = parameters.Matrix(prefix + "mlp.down_proj.weight", config.HiddenSize, config.IntermediateSize);
+        Parameters = [.. parameters.All.Skip(first)];
     }
+
+    public IReadOnlyList<NamedParameter> Parameters { get; }
 
     /// <summary>The stream of x [B, C, hidden] to that of y; takes the former over.</summary>
     public ResidualStream Forward(ResidualStream x, SequenceContext sequence)

@@ -29,9 +29,12 @@ public sealed class LinearLlamaModel : IDisposable
         try
         {
             _embedTokens = _parameters.Table("model.embed_tokens.weight", config.VocabSize, config.HiddenSize);
+            NamedParameter[] before = [.. Parameters];
             for (int i = 0; i < config.NumHiddenLayers; i++) _blocks.Add(new LinearLlamaBlock(config, i, _parameters, device, dtype));
+            int blocksEnd = Parameters.Count;
             _norm = _parameters.LastNormWeight("model.norm.weight", config.HiddenSize, config.Norm);
             _lmHead = config.TieWordEmbeddings ? _embedTokens : _parameters.Table("lm_head.weight", config.VocabSize, config.HiddenSize);
+            ReadingOrder = new ParameterOrder(before, [.. _blocks.Select(b => b.Parameters)], [.. Parameters.Skip(blocksEnd)]);
         }
         catch
         {
@@ -46,6 +49,9 @@ public sealed class LinearLlamaModel : IDisposable
     public DType DType { get; }
 
     public IReadOnlyList<NamedParameter> Parameters => _parameters.All;
+
+    /// <summary>Which of them belong to which block, and when they are read.</summary>
+    internal ParameterOrder ReadingOrder { get; }
 
     /// <summary>Brings the parameters where ranks divide them; null: they are always there.</summary>
     internal IParameterResidency? Residency { get; set; }

@@ -55,7 +55,7 @@ public class ZeroAccountTests
         using var model = new LinearLlamaModel(s_step.Config, rank.Device, dtype, seed: 3);
         using var replica = new ModelReplica(model, rank.World, rank.World, new AdamWOptions(), stage, BucketBytes);
         IReadOnlyList<FlatBucket> layouts = stage == ZeroStage.Parameters
-            ? ParameterShards.Blocks(model, Ranks)
+            ? ParameterShards.Blocks(model.ReadingOrder, Ranks)
             : FlatBucket.Cut(model.Parameters.Reverse(), BucketBytes, stage == ZeroStage.None ? 1 : Ranks);
         var step = new GlobalStep(model, rank.World, StepOnRanks.Alone(rank.World, s_step.Batch.Length), replica.Gradients);
         body(new OneRank(rank, model, replica, step, layouts));
@@ -191,7 +191,7 @@ public class ZeroAccountTests
     [Fact]
     public void Every_element_of_every_parameter_lies_in_one_shard() => Run(ZeroStage.None, DType.F32, rank =>
     {
-        foreach (IReadOnlyList<FlatBucket> layouts in (IReadOnlyList<FlatBucket>[])[ParameterShards.Blocks(rank.Model, 3), FlatBucket.Cut(rank.Model.Parameters, 4000, 7)])
+        foreach (IReadOnlyList<FlatBucket> layouts in (IReadOnlyList<FlatBucket>[])[ParameterShards.Blocks(rank.Model.ReadingOrder, 3), FlatBucket.Cut(rank.Model.Parameters, 4000, 7)])
         {
             Dictionary<string, long> found = rank.Model.Parameters.ToDictionary(p => p.Name, _ => 0L, StringComparer.Ordinal);
             foreach (FlatBucket layout in layouts)

@@ -29,10 +29,10 @@ internal sealed class ModelReplica : IDisposable
             return;
         }
         IReadOnlyList<FlatBucket> layouts = _stage == ZeroStage.Parameters
-            ? ParameterShards.Blocks(model, group.Size)
+            ? ParameterShards.Blocks(model.ReadingOrder, group.Size)
             : FlatBucket.Cut(model.Parameters.Reverse(), bucketBytes, group.Size);
         Gradients = new GradientBuckets(layouts, gradients, _stage);
-        _shards = new ParameterShards(layouts, group, gradients, _stage);
+        _shards = new ParameterShards(layouts, model.ReadingOrder, group, gradients, _stage);
         model.Residency = _shards;
         _optimizer = new AdamW(_shards.Segments, options, InitialSegment);
     }

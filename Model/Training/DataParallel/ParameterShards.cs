@@ -1,4 +1,3 @@
-using System.Globalization;
 using LaspNative.Autograd;
 using LaspNative.Collectives;
 using LaspNative.Runtime;
@@ -20,10 +19,10 @@ internal sealed class ParameterShards : IParameterResidency, IDisposable
         Here,
     }
 
-    /// <param name="firstBlock">The first block that reads a parameter of it; -1: it is read before the blocks.</param>
-    private sealed class Unit(FlatBucket layout, int firstBlock, Tensor flat, Tensor shard)
+    /// <param name="firstReader">Of the parameters in it, as <see cref="ParameterOrder.FirstReader"/> counts.</param>
+    private sealed class Unit(FlatBucket layout, int firstReader, Tensor flat, Tensor shard)
     {
-        public int FirstBlock { get; } = firstBlock;
+        public int FirstReader { get; } = firstReader;
 
         public FlatBucket Layout { get; } = layout;
 
@@ -48,15 +47,16 @@ internal sealed class ParameterShards : IParameterResidency, IDisposable
     private readonly List<NamedParameter> _segments = [];
     private readonly Dictionary<string, (FlatBucket Layout, FlatPiece Piece)> _places = new(StringComparer.Ordinal);
 
-    /// <param name="layouts">Stage 3: the blocks from the last to the first, then the other parameters.</param>
+    /// <param name="layouts">Stage 3: those of <see cref="Blocks"/>.</param>
+    /// <param name="order">In which the model reads what the layouts hold.</param>
     /// <param name="group">Of what is waited for at once.</param>
     /// <param name="background">The same ranks: of what has time, in stages 1 and 2, where it leaves what is computed alone.</param>
-    public ParameterShards(IReadOnlyList<FlatBucket> layouts, ICommunicator group, ICommunicator background, ZeroStage stage)
+    public ParameterShards(IReadOnlyList<FlatBucket> layouts, ParameterOrder order, ICommunicator group, ICommunicator background, ZeroStage stage)
     {
         (_group, _background, _isDivided) = (group, background, stage == ZeroStage.Parameters);
         _isLate = !_isDivided && background.LeavesComputeAlone;
-        _blocks = 1 + layouts.SelectMany(l => l.Pieces).Max(p => BlockOf(p.Parameter) ?? -1);
-        _units = [.. layouts.Select(Lay)];
+        _blocks = order.Blocks.Count;
+        _units = [.. layouts.Select(layout => Lay(layout, layout.Pieces.Min(p => order.FirstReader(p.Parameter))))];
         foreach (Unit unit in _units)
         {
             foreach (FlatPiece piece in unit.Layout.Pieces) _places.Add(piece.Parameter.Name, (unit.Layout, piece));
@@ -64,7 +64,7 @@ internal sealed class ParameterShards : IParameterResidency, IDisposable
                 _segments.Add(segment.Parameter with { Variable = Variable.Parameter(unit.Shard.Slice(segment.Start, segment.Count)) });
             if (_isDivided) Free(unit);
         }
-        ReadFirst = !_isLate ? ^0.. : _units.TakeWhile(u => u.FirstBlock >= 0).Sum(u => u.Layout.SegmentsOf(group.Rank).Count())..;
+        ReadFirst = !_isLate ? ^0.. : _units.TakeWhile(u => u.FirstReader != ParameterOrder.BeforeBlocks).Sum(u => u.Layout.SegmentsOf(group.Rank).Count())..;
     }
 
     /// <summary>
@@ -73,18 +73,8 @@ internal sealed class ParameterShards : IParameterResidency, IDisposable
     public IReadOnlyList<NamedParameter> Segments => _segments;
 
     /// <summary>The blocks of a model from the last to the first, then what lies outside of them: the order in which backward completes their gradients.</summary>
-    public static IReadOnlyList<FlatBucket> Blocks(LinearLlamaModel model, int ranks)
-    {
-        var units = new List<FlatBucket>();
-        for (int block = model.Config.NumHiddenLayers - 1; block >= 0; block--)
-        {
-            string prefix = $"model.layers.{block}.";
-            units.Add(new FlatBucket([.. model.Parameters.Where(p => p.Name.StartsWith(prefix, StringComparison.Ordinal))], ranks));
-        }
-        var inBlocks = units.SelectMany(u => u.Pieces).Select(p => p.Parameter).ToHashSet();
-        units.Add(new FlatBucket([.. model.Parameters.Where(p => !inBlocks.Contains(p))], ranks));
-        return units;
-    }
+    public static IReadOnlyList<FlatBucket> Blocks(ParameterOrder order, int ranks) =>
+        [.. order.Blocks.Reverse().Append(order.Outside).Select(parameters => new FlatBucket(parameters, ranks))];
 
     /// <summary>Where a parameter lies in the shard of a rank; null when none of it does.</summary>
     public FlatSegment? SegmentOf(string parameter, int rank)
@@ -112,7 +102,7 @@ internal sealed class ParameterShards : IParameterResidency, IDisposable
     /// <summary>Call when the segments of <see cref="ReadFirst"/> are updated, and <see cref="PublishOthers"/> when all are: whole parameters become what the ranks made of their shards.</summary>
     public void PublishReadFirst()
     {
-        if (_isLate) Publish(_units.Where(u => u.FirstBlock < 0), _background);
+        if (_isLate) Publish(_units.Where(u => u.FirstReader == ParameterOrder.BeforeBlocks), _background);
     }
 
     /// <inheritdoc cref="PublishReadFirst"/>
@@ -121,7 +111,7 @@ internal sealed class ParameterShards : IParameterResidency, IDisposable
         if (_isDivided) return; // the next step gathers them
         if (_isLate)
         {
-            Publish(_units.Where(u => u.FirstBlock >= 0).OrderBy(u => u.FirstBlock), _background);
+            Publish(_units.Where(u => u.FirstReader != ParameterOrder.BeforeBlocks).OrderBy(u => u.FirstReader), _background);
             return;
         }
         Publish(_units, _group);
@@ -143,14 +133,14 @@ internal sealed class ParameterShards : IParameterResidency, IDisposable
 
     private void BringUpTo(int block)
     {
-        while (_coming.TryPeek(out Unit? next) && next.FirstBlock <= block) Await(_coming.Dequeue());
+        while (_coming.TryPeek(out Unit? next) && next.FirstReader <= block) Await(_coming.Dequeue());
     }
 
     public void EnterModel(Variable ids)
     {
         if (!_isDivided)
         {
-            BringUpTo(-1);
+            BringUpTo(ParameterOrder.BeforeBlocks);
             return;
         }
         Unit outside = _units[^1];
@@ -215,19 +205,8 @@ internal sealed class ParameterShards : IParameterResidency, IDisposable
         unit.Presence = Presence.Away;
     }
 
-    /// <summary>The block that a parameter belongs to; null: it is outside.</summary>
-    private static int? BlockOf(NamedParameter parameter)
-    {
-        string[] parts = parameter.Name.Split('.');
-        return parts is ["model", "layers", var block, ..] ? int.Parse(block, CultureInfo.InvariantCulture) : null;
-    }
-
-    /// <summary>The embedding is read before the blocks, the last norm and the head behind them.</summary>
-    private int FirstBlockOf(FlatBucket layout) =>
-        layout.Pieces.Min(p => BlockOf(p.Parameter) ?? (p.Parameter.Name.StartsWith("model.embed", StringComparison.Ordinal) ? -1 : _blocks));
-
     /// <summary>Moves the parameters of a unit into one flat tensor.</summary>
-    private Unit Lay(FlatBucket layout)
+    private Unit Lay(FlatBucket layout, int firstReader)
     {
         Tensor first = layout.Pieces[0].Parameter.Variable.Value;
         Tensor flat = Tensor.Zeros([layout.Length], first.DType, first.Device, MemoryCategory.Parameters);
@@ -239,10 +218,10 @@ internal sealed class ParameterShards : IParameterResidency, IDisposable
             variable.ReplaceValue(place.View(variable.Shape));
         }
         using Tensor own = flat.Slice(_group.Rank * layout.ShardLength, layout.ShardLength);
-        if (!_isDivided) return new Unit(layout, FirstBlockOf(layout), flat, own.Share());
+        if (!_isDivided) return new Unit(layout, firstReader, flat, own.Share());
         Tensor shard = Tensor.Empty(own.Shape, own.DType, own.Device, MemoryCategory.Parameters);
         flat.Device.Copy(own.Pointer, shard.Pointer, own.Bytes);
-        return new Unit(layout, FirstBlockOf(layout), flat, shard);
+        return new Unit(layout, firstReader, flat, shard);
     }
 
     public void Dispose()
