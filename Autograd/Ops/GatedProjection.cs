@@ -31,7 +31,15 @@ public sealed class GatedProjection : Function
         if (weight.Shape.Rank != 2 || gate.Shape.Rank == 0 || gate.Shape[-1] != weight.Shape[1] || gate.DType != weight.DType)
             throw new LaspException($"a gated projection takes gate [.., K] and weight [N, K] of one type, got {gate.DType} {gate.Shape} and {weight.DType} {weight.Shape}");
         Tensor y = Tensor.Empty(gate.Shape.WithLast(weight.Shape[0]), gate.DType, gate.Device);
-        if (run == RegionRun.Forward) Project(gate.Value, up.Value, activation, weight.Value, y);
+        try
+        {
+            if (run == RegionRun.Forward) Project(gate.Value, up.Value, activation, weight.Value, y);
+        }
+        catch
+        {
+            y.Dispose();
+            throw;
+        }
         return new GatedProjection(gate, up, activation, weight).Record([gate, up, weight], y);
     }
 

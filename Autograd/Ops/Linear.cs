@@ -47,7 +47,15 @@ public sealed class Linear : Function
     {
         Tensor y = Tensor.Empty(shape, x.DType, x.Device);
         (long n, long k) = (weight.Shape[0], weight.Shape[1]);
-        if (run == RegionRun.Forward) x.Device.Backend.Gemm(Matrix.Of(x.Value, rows, k), transposeA: false, weight.Value, transposeB: true, alpha: 1, beta: 0, Matrix.Of(y, rows, n));
+        try
+        {
+            if (run == RegionRun.Forward) x.Device.Backend.Gemm(Matrix.Of(x.Value, rows, k), transposeA: false, weight.Value, transposeB: true, alpha: 1, beta: 0, Matrix.Of(y, rows, n));
+        }
+        catch
+        {
+            y.Dispose();
+            throw;
+        }
         return new Linear(x, weight, rows).Record([x, weight], y);
     }
 

@@ -52,13 +52,23 @@ public sealed class LinearCrossEntropy : Function
             throw new LaspException($"the loss takes one I32 label per row of x {x.Shape}, got {labels.DType} {labels.Shape}");
 
         DType acc = x.DType.Accumulator();
-        Tensor? dx = x.RequiresGradient ? Tensor.Empty(x.Shape, x.DType, x.Device) : null;
-        Tensor? dWeight = weight.RequiresGradient ? Tensor.Empty(weight.Shape, acc, x.Device, MemoryCategory.Gradients) : null;
-        Tensor loss = Tensor.Empty([1], acc, x.Device);
-        using Tensor losses = Tensor.Empty([x.Shape[0]], acc, x.Device);
-        ForEachChunk(x.Value, weight.Value, labels, scale, losses, dx, dWeight);
-        x.Device.Backend.Sum(losses, loss);
-        x.Device.Backend.Scale(loss, scale, loss);
+        Tensor? dx = null, dWeight = null, loss = null;
+        try
+        {
+            if (x.RequiresGradient) dx = Tensor.Empty(x.Shape, x.DType, x.Device);
+            if (weight.RequiresGradient) dWeight = Tensor.Empty(weight.Shape, acc, x.Device, MemoryCategory.Gradients);
+            loss = Tensor.Empty([1], acc, x.Device);
+            using Tensor losses = Tensor.Empty([x.Shape[0]], acc, x.Device);
+            ForEachChunk(x.Value, weight.Value, labels, scale, losses, dx, dWeight);
+            x.Device.Backend.Sum(losses, loss);
+            x.Device.Backend.Scale(loss, scale, loss);
+        }
+        catch
+        {
+            // A caller that has run out of memory may try again with less.
+            foreach (Tensor? made in (ReadOnlySpan<Tensor?>)[dx, dWeight, loss]) made?.Dispose();
+            throw;
+        }
         return new LinearCrossEntropy(dx, dWeight).Record([x, weight], loss);
     }
 

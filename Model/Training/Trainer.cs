@@ -83,14 +83,16 @@ internal sealed class Trainer : IDisposable
         }
         return new TrainingResult(firstLoss, lastLoss, step, cancelled && step < _options.LastStep, checkpoint ?? "");
 
-        // That the last steps cannot be told any more, by the device or to a full disk, is no news beside the failure.
         void TellFinished()
         {
             try
             {
                 while (_reports.Any) Report();
             }
-            catch (Exception error) when (error is LaspException or IOException or UnauthorizedAccessException) { }
+            catch
+            {
+                // That the last steps cannot be told any more, by the device, to a full disk or to a listener, is no news beside the failure.
+            }
         }
 
         void Report()

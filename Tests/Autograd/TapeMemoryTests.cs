@@ -140,6 +140,19 @@ public sealed class TapeMemoryTests : IDisposable
         Assert.Equal(live, _device.Memory.LiveCount);
     }
 
+    [Fact]
+    public void A_function_whose_product_fails_frees_what_it_made()
+    {
+        using Variable rows = Variable.Parameter(Tensor.FromSpan([1.0, 2.0], [1, 2], _device)), weight = Variable.Parameter(Tensor.FromSpan([1.0, 2.0], [1, 2], _device));
+        using Tensor label = Tensor.FromSpan([0], [1], _device);
+        weight.Value.EvictMemory(); // it cannot be read
+        long live = _device.Memory.LiveCount;
+        Assert.Throws<InvalidOperationException>(() => Linear.Apply(rows, weight));
+        Assert.Throws<InvalidOperationException>(() => GatedProjection.Apply(rows, rows, GateActivation.Silu, weight));
+        Assert.Throws<InvalidOperationException>(() => LinearCrossEntropy.Apply(rows, weight, label, normalizer: 1));
+        Assert.Equal(live, _device.Memory.LiveCount);
+    }
+
     /// <summary>y = x whose backward fails.</summary>
     private sealed class Failing : Function
     {

@@ -296,12 +296,14 @@ public class TrainingRunTests
         Assert.Equal([1, 2, 3], Metrics(options).Select(m => (int)m["step"]!));
     }
 
-    [Fact]
-    public void A_failure_is_not_hidden_by_one_to_tell_what_came_before()
+    [Theory]
+    [InlineData(typeof(IOException))]
+    [InlineData(typeof(FormatException))]
+    public void A_failure_is_not_hidden_by_one_to_tell_what_came_before(Type hiding)
     {
         using var folder = new TemporaryFolder();
         TrainOptions options = Options(folder, "out");
-        var listener = new RecordingListener(record => { if (record.Step == 3) throw new IOException("the disk is full"); });
+        var listener = new RecordingListener(record => { if (record.Step == 3) throw (Exception)Activator.CreateInstance(hiding)!; });
         TextCorpus corpus = TextCorpus.Read(options.Data, new ByteTokenizer());
         var failure = new LaspException("no memory for step 4");
         Assert.Same(failure, Assert.ThrowsAny<Exception>(() => World.Run(options.World, rank =>
