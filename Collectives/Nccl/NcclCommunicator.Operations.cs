@@ -59,14 +59,20 @@ public sealed partial class NcclCommunicator
         }
     }));
 
-    private protected override CommunicationWork StartAllToAll(Tensor source, BlockLayout sent, Tensor destination, BlockLayout received) => Launch(c => Group(c, () =>
+    private protected override CommunicationWork StartAllToAll(Tensor source, BlockLayout sent, Tensor destination, BlockLayout received) => Launch(c =>
     {
-        for (int peer = 0; peer < Size; peer++)
+        // What a rank keeps is a copy in its GPU's memory: NCCL's would take multiprocessors.
+        Queue.CopyAsync(At(source, sent.Start(Rank)), At(destination, received.Start(Rank)), sent.Count(Rank) * source.DType.Size());
+        Group(c, () =>
         {
-            Send(source, sent.Start(peer), sent.Count(peer), peer, c);
-            Receive(destination, received.Start(peer), received.Count(peer), peer, c);
-        }
-    }));
+            for (int peer = 0; peer < Size; peer++)
+            {
+                if (peer == Rank) continue;
+                Send(source, sent.Start(peer), sent.Count(peer), peer, c);
+                Receive(destination, received.Start(peer), received.Count(peer), peer, c);
+            }
+        });
+    });
 
     private protected override CommunicationWork StartSend(Tensor source, int peer) =>
         source.Count == 0 ? CommunicationWork.Done : Launch(c => Send(source, 0, source.Count, peer, c));
@@ -80,15 +86,20 @@ public sealed partial class NcclCommunicator
         Receive(destination, 0, destination.Count, from, c);
     }));
 
-    private void AllToAll(nint source, nint destination, long block, nint communicator) => Group(communicator, () =>
+    private void AllToAll(nint source, nint destination, long block, nint communicator)
     {
-        for (int peer = 0; peer < Size; peer++)
+        Queue.CopyAsync(source + (nint)(Rank * block), destination + (nint)(Rank * block), block);
+        Group(communicator, () =>
         {
-            nint offset = (nint)(peer * block);
-            Nccl.ncclSend(source + offset, (nuint)block, ncclDataType_t.ncclUint8, peer, communicator, Stream).Check(Rank, communicator);
-            Nccl.ncclRecv(destination + offset, (nuint)block, ncclDataType_t.ncclUint8, peer, communicator, Stream).Check(Rank, communicator);
-        }
-    });
+            for (int peer = 0; peer < Size; peer++)
+            {
+                if (peer == Rank) continue;
+                nint offset = (nint)(peer * block);
+                Nccl.ncclSend(source + offset, (nuint)block, ncclDataType_t.ncclUint8, peer, communicator, Stream).Check(Rank, communicator);
+                Nccl.ncclRecv(destination + offset, (nuint)block, ncclDataType_t.ncclUint8, peer, communicator, Stream).Check(Rank, communicator);
+            }
+        });
+    }
 
     /// <summary>Sends some elements of a tensor; none need no message, and the peer posts none either.</summary>
     private void Send(Tensor source, long first, long count, int peer, nint communicator)

@@ -20,7 +20,7 @@ public sealed partial class NcclCommunicator : Communicator
     private readonly NcclCommunicator? _whole;
     private readonly List<NcclCommunicator> _parts = [];
     private readonly ThreadMeeting? _meeting;
-    private readonly CudaStream? _ownStream;
+    private CudaStream? _ownStream;
     private PeerGather? _gather;
     private PeerShards? _shards;
     private nint _handle;
@@ -42,31 +42,29 @@ public sealed partial class NcclCommunicator : Communicator
         (_device, _meeting) = (device, meeting);
         _device.Context.MakeCurrent();
         Nccl.ncclCommInitRank(out _handle, size, Read(uniqueId), rank).Check(rank, 0);
-        _computed = new CudaEvent(device.Context);
-        _token = Tensor.Empty([size], DType.F32, device, MemoryCategory.Workspace);
-        Begin();
+        Begin(out _computed, out _token);
     }
 
     /// <summary>A group split from <paramref name="whole"/>, which ends with it; in the background on a stream of its own.</summary>
     private NcclCommunicator(NcclCommunicator whole, int rank, int size, nint handle, ThreadMeeting? meeting, bool background) : base(rank, size, whole.Device)
     {
         (_device, _meeting, _whole, _handle) = (whole._device, meeting, whole, handle);
-        if (background) _ownStream = new CudaStream(_device.Context, urgent: true);
-        _computed = new CudaEvent(_device.Context);
-        _token = Tensor.Empty([size], DType.F32, _device, MemoryCategory.Workspace);
         lock (whole._parts) whole._parts.Add(this);
         if (whole._failure is { } failure) Abort(failure);
-        Begin();
+        Begin(out _computed, out _token, background);
     }
 
-    private void Begin()
+    /// <summary>From here on NCCL knows this rank, and the others come to wait for it: whatever fails ends the communicator.</summary>
+    private void Begin(out CudaEvent computed, out Tensor token, bool background = false)
     {
         // Until this rank is known by its communicator, nobody else can end what it waits for.
         using CancellationTokenRegistration failing = _meeting?.WhenFailed(() => Abort(new GroupFailedException("another rank failed"))) ?? default;
         try
         {
+            if (background) _ownStream = new CudaStream(_device.Context, urgent: true);
+            computed = new CudaEvent(_device.Context);
+            token = Tensor.Empty([Size], DType.F32, _device, MemoryCategory.Workspace);
             WarmUp();
-            bool background = _ownStream is not null;
             if (_meeting is null || Size == 1) return;
             if (!background && LaspOptions.Current.PeerCopies) _gather = PeerGather.Open(_device, Rank, _meeting);
             if (background && LaspOptions.Current.PeerSums) _shards = PeerShards.Open(_device, Rank, _meeting);
@@ -87,10 +85,20 @@ public sealed partial class NcclCommunicator : Communicator
         return new ReadOnlySpan<byte>(id.data, ncclUniqueId.Size).ToArray();
     }
 
-    /// <summary>Ends what is in flight on this rank, from any thread; later calls throw <paramref name="reason"/>'s message. The first reason stays.</summary>
+    /// <summary>Ends what is in flight on this rank, in the groups split from it too, from any thread; later calls throw <paramref name="reason"/>'s message. The first reason stays.</summary>
     public void Abort(Exception reason)
     {
         ArgumentNullException.ThrowIfNull(reason);
+        Thread[] parts;
+        lock (_parts) parts = [.. _parts.Select(part => new Thread(() => part.Abort(reason)) { IsBackground = true, Name = "NCCL abort" })];
+        // All at once: NCCL gives memory back here, which may wait for all of the GPU, another group's kernels among it.
+        foreach (Thread part in parts) part.Start();
+        AbortAlone(reason);
+        foreach (Thread part in parts) part.Join();
+    }
+
+    private void AbortAlone(Exception reason)
+    {
         // The rank's own thread may hold the gate inside a NCCL call that only this abort can end.
         bool entered = Monitor.TryEnter(_gate, s_patienceBeforeAbort);
         try
@@ -104,12 +112,10 @@ public sealed partial class NcclCommunicator : Communicator
         {
             if (entered) Monitor.Exit(_gate);
         }
-        lock (_parts)
-            foreach (NcclCommunicator part in _parts) part.Abort(reason);
     }
 
     /// <summary>Ends what waits for copies of other ranks, here and in the parts.</summary>
-    private void LetPass()
+    internal void LetPass()
     {
         _gather?.Abort();
         _shards?.Abort();
@@ -192,8 +198,8 @@ public sealed partial class NcclCommunicator : Communicator
             _shards?.Abandon();
         }
         _ownStream?.Dispose();
-        _token.Dispose();
-        _computed.Dispose();
+        _token?.Dispose(); // null where they could not be made
+        _computed?.Dispose();
         foreach (CudaEvent idle in _idleEvents) idle.Dispose();
     }
 

@@ -16,7 +16,7 @@ internal sealed class NcclThreads : RankHost, IDisposable
     private readonly ThreadMeeting _meeting;
     private readonly Lock _lock = new();
     private readonly Lazy<byte[]> _uniqueId = new(NcclCommunicator.NewUniqueId);
-    private (int Rank, Exception Reason)? _failure;
+    private volatile Failure? _failure; // the first
 
     public NcclThreads(int size)
     {
@@ -40,7 +40,7 @@ internal sealed class NcclThreads : RankHost, IDisposable
         lock (_lock)
         {
             _communicators[rank] = communicator;
-            if (_failure is { } failure) communicator.Abort(Cause(failure));
+            if (_failure is { } failure) communicator.Abort(failure.Echo());
         }
         return communicator;
     }
@@ -64,10 +64,13 @@ internal sealed class NcclThreads : RankHost, IDisposable
     {
         lock (_lock)
         {
-            _failure ??= (rank, reason);
-            foreach (NcclCommunicator? communicator in _communicators) communicator?.Abort(Cause(_failure.Value));
+            _failure ??= new Failure(rank, reason);
+            // No GPU may wait for another when a rank that is let go gives memory back, which waits for its GPU.
+            foreach (NcclCommunicator? communicator in _communicators) communicator?.LetPass();
         }
-        _failed.Cancel();
+        _failed.Cancel(); // at once: NCCL takes its time
+        lock (_lock)
+            foreach (NcclCommunicator? communicator in _communicators) communicator?.Abort(_failure.Echo());
     }
 
     public void Dispose()
@@ -83,8 +86,6 @@ internal sealed class NcclThreads : RankHost, IDisposable
         return count;
     }
 
-    private static GroupFailedException Cause((int Rank, Exception Reason) failure) => new($"rank {failure.Rank} failed: {failure.Reason.Message}", failure.Reason);
-
     /// <summary>Says which rank failed.</summary>
     private void Meet()
     {
@@ -92,10 +93,16 @@ internal sealed class NcclThreads : RankHost, IDisposable
         {
             _meeting.Meet();
         }
-        catch (GroupFailedException) when (_failure is not null)
+        catch (GroupFailedException) when (_failure is { } failure)
         {
-            lock (_lock) throw Cause(_failure!.Value);
+            throw failure.Echo();
         }
+    }
+
+    private sealed record Failure(int Rank, Exception Reason)
+    {
+        /// <summary>What the other ranks throw.</summary>
+        public GroupFailedException Echo() => new($"rank {Rank} failed: {Reason.Message}", Reason);
     }
 }
 

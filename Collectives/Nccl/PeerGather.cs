@@ -60,7 +60,7 @@ internal sealed class PeerGather : IDisposable
         return new Message(this, message, Tensor.WrapDevicePointer(Slot(Rank, slot), source.Shape.Times(Size), source.DType, _device));
     }
 
-    public void Abort() => _memory.Abort(0, 2 * Slots * Size, _messages);
+    public void Abort() => _memory.Abort(series: 0, _messages);
 
     public void Abandon() => _memory.Abandon();
 

@@ -5,29 +5,27 @@ namespace LaspNative.Collectives;
 
 /// <summary>
 /// Memory that each rank sets aside on its GPU for the others to write with their copy engines, and flags beside it that say how far a writer or a reader has come: numbers that only grow, and that streams
-/// wait for. No multiprocessor takes part. For ranks of one process, one GPU each. A number is n x 2^22 modulo 2^32, and is raised by copying it from a table: a stream may wait for numbers in its own
-/// GPU's memory, but writes them to another's only as a copy.
+/// wait for. No multiprocessor takes part. For ranks of one process, one GPU each. A number is n x 2^20 modulo 2^32, and is raised by copying it from a table: a stream may wait for numbers in its own
+/// GPU's memory, but writes them to another's only as a copy. Flags come in series, each counted on its own and with a table of its own.
 /// </summary>
 internal sealed class PeerMemory : IDisposable
 {
-    private const int NumberShift = 22;
+    private const int NumberShift = 20;
     private const uint Numbers = 1u << (32 - NumberShift);
-    private static readonly TimeSpan s_patience = TimeSpan.FromMilliseconds(10);
 
     private readonly CudaDevice _device;
-    private readonly PlainMemory _memory; // what others write, then flags, then the table
+    private readonly PlainMemory _memory; // what others write, then the flags of every series, then their tables
     private readonly nint[] _addresses; // of every rank's memory
-    private readonly long _flagsAt;
-    private readonly int _flagCount;
+    private readonly long _flagsAt, _tablesAt;
+    private readonly int _flags; // of one series
     private readonly CudaStream _rescue;
     private readonly Lock _lock = new();
-    private readonly List<(int First, int Count, uint Number)> _aborted = [];
-    private Timer? _again;
     private bool _disposed;
 
-    private PeerMemory(CudaDevice device, int rank, PlainMemory memory, nint[] addresses, long flagsAt, int flagCount)
+    private PeerMemory(CudaDevice device, int rank, PlainMemory memory, nint[] addresses, long flagsAt, int flags, int series)
     {
-        (_device, Rank, _memory, _addresses, _flagsAt, _flagCount) = (device, rank, memory, addresses, flagsAt, flagCount);
+        (_device, Rank, _memory, _addresses) = (device, rank, memory, addresses);
+        (_flagsAt, _tablesAt, _flags) = (flagsAt, flagsAt + (series * flags * sizeof(uint)), flags);
         _rescue = new CudaStream(device.Context);
     }
 
@@ -39,14 +37,12 @@ internal sealed class PeerMemory : IDisposable
     /// Called at the same point by all ranks, before there is anything to wait for. Null, on all, where two of their GPUs do not reach each other. Allocating, and opening one GPU's memory to another, may
     /// wait for either of them: no rank goes on, to a message that would wait for the others, before all have done both.
     /// </summary>
-    public static PeerMemory? Open(CudaDevice device, int rank, ThreadMeeting meeting, long bytes, int flags)
+    /// <param name="bytes">For what others write; a multiple of 4.</param>
+    /// <param name="flags">Of one series: flag f belongs to series f / flags.</param>
+    public static PeerMemory? Open(CudaDevice device, int rank, ThreadMeeting meeting, long bytes, int flags, int series = 1)
     {
         meeting.Meet();
-        var memory = new PlainMemory(device.Context, bytes + ((flags + Numbers) * sizeof(uint)));
-        var numbers = new uint[flags + (int)Numbers]; // flags at zero
-        for (uint n = 0; n < Numbers; n++) numbers[flags + (int)n] = n << NumberShift;
-        device.CopyFromHost(MemoryMarshal.AsBytes<uint>(numbers), memory.Pointer + (nint)bytes);
-        device.Synchronize();
+        PlainMemory memory = Allocate(device, bytes, flags, series);
         (nint Address, int Gpu)[] all = meeting.Share(rank, (memory.Pointer, device.Context.Gpu));
         if (all.Any(a => all.Any(b => a.Gpu != b.Gpu && !CudaContext.CanAccess(a.Gpu, b.Gpu))))
         {
@@ -56,7 +52,7 @@ internal sealed class PeerMemory : IDisposable
         }
         foreach ((_, int gpu) in all)
             if (gpu != device.Context.Gpu) device.Context.UseMemoryOf(gpu);
-        var opened = new PeerMemory(device, rank, memory, [.. all.Select(a => a.Address)], bytes, flags);
+        var opened = new PeerMemory(device, rank, memory, [.. all.Select(a => a.Address)], bytes, flags, series);
         meeting.Meet();
         return opened;
     }
@@ -64,46 +60,40 @@ internal sealed class PeerMemory : IDisposable
     public nint At(int rank, long offset) => _addresses[rank] + (nint)offset;
 
     /// <summary>Behind what is queued on the stream, the flag of any rank says <paramref name="number"/>.</summary>
-    public void Raise(CudaStream stream, int rank, int flag, uint number) =>
-        stream.CopyAsync(At(Rank, _flagsAt + ((_flagCount + (number % Numbers)) * sizeof(uint))), At(rank, _flagsAt + ((long)flag * sizeof(uint))), sizeof(uint));
+    public void Raise(CudaStream stream, int rank, int flag, uint number) => stream.CopyAsync(Table(Rank, flag / _flags) + (nint)(number % Numbers * sizeof(uint)), Flag(rank, flag), sizeof(uint));
 
     /// <summary>What is queued from now on waits until this rank's flag says <paramref name="number"/> or more.</summary>
-    public void Await(CudaStream stream, int flag, uint number) => stream.WaitForValue(At(Rank, _flagsAt + ((long)flag * sizeof(uint))), number << NumberShift);
+    public void Await(CudaStream stream, int flag, uint number) => stream.WaitForValue(Flag(Rank, flag), number << NumberShift);
 
-    /// <summary>Lets pass everything that this GPU's streams wait for at some flags; from any thread, when a rank has failed. <paramref name="latest"/>: about as far as these flags have come.</summary>
-    public void Abort(int firstFlag, int flags, uint latest)
+    /// <summary>
+    /// Lets pass everything that this GPU's streams wait for, now and later, at the flags of a series; from any thread, when a rank has failed. What the others have queued still runs, and raises flags: it
+    /// must not take one back to a number that a wait here is beyond. So their tables go first; after that nothing but the number that lets pass can be raised.
+    /// </summary>
+    /// <param name="latest">About as far as the flags have come: waits for up to 1024 numbers less or more pass.</param>
+    public unsafe void Abort(int series, uint latest)
     {
+        uint number = (latest + (Numbers / 4)) << NumberShift;
+        var numbers = new uint[Numbers];
+        numbers.AsSpan().Fill(number);
         lock (_lock)
         {
             if (_disposed) return;
-            _aborted.Add((firstFlag, flags, latest + (Numbers / 4)));
-            LetPass();
-            _again ??= new Timer(_ => Again(), null, s_patience, s_patience);
+            _device.Context.TryMakeCurrent();
+            // The second time is for a flag that was being raised from a table while it was written: by the end it has come.
+            for (int time = 0; time < 2; time++)
+            {
+                fixed (uint* host = numbers) _rescue.TryCopyAsync((nint)host, Table(Rank, series), Numbers * sizeof(uint));
+                for (int rank = 0; rank < Size; rank++)
+                    if (rank != Rank) _rescue.TryCopyAsync(Table(Rank, series), Table(rank, series), Numbers * sizeof(uint));
+            }
+            for (int flag = series * _flags; flag < (series + 1) * _flags; flag++) _rescue.TryWriteValue(Flag(Rank, flag), number);
         }
-    }
-
-    /// <summary>What a peer had queued when it failed still arrives, and takes a flag back to a number that some wait here is beyond: one time is not enough.</summary>
-    private void Again()
-    {
-        lock (_lock)
-            if (!_disposed) LetPass();
-    }
-
-    private void LetPass()
-    {
-        _device.Context.TryMakeCurrent();
-        foreach ((int first, int count, uint number) in _aborted)
-            for (int flag = first; flag < first + count; flag++) _rescue.TryWriteValue(At(Rank, _flagsAt + ((long)flag * sizeof(uint))), number << NumberShift);
     }
 
     /// <summary>Call after a failure, when nothing of this rank waits any more. Another rank may still write here, so the memory goes with the context.</summary>
     public void Abandon()
     {
-        lock (_lock)
-        {
-            _disposed = true;
-            _again?.Dispose();
-        }
+        lock (_lock) _disposed = true;
     }
 
     /// <summary>Call when no rank writes any more.</summary>
@@ -117,4 +107,27 @@ internal sealed class PeerMemory : IDisposable
             _rescue.Dispose();
         }
     }
+
+    /// <summary>Flags at zero, and a table of all numbers for each series.</summary>
+    private static PlainMemory Allocate(CudaDevice device, long bytes, int flags, int series)
+    {
+        var behind = new uint[series * (flags + (int)Numbers)];
+        for (uint n = 0; n < series * Numbers; n++) behind[(series * flags) + n] = n << NumberShift;
+        var memory = new PlainMemory(device.Context, bytes + (behind.Length * sizeof(uint)));
+        try
+        {
+            device.CopyFromHost(MemoryMarshal.AsBytes<uint>(behind), memory.Pointer + (nint)bytes);
+            device.Synchronize();
+            return memory;
+        }
+        catch
+        {
+            memory.Dispose(); // nobody else has heard of it
+            throw;
+        }
+    }
+
+    private nint Flag(int rank, int flag) => At(rank, _flagsAt + ((long)flag * sizeof(uint)));
+
+    private nint Table(int rank, int series) => At(rank, _tablesAt + (series * Numbers * sizeof(uint)));
 }

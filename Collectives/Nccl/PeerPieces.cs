@@ -44,7 +44,7 @@ internal sealed class PeerPieces(PeerMemory memory, CudaStream queue, long start
             if (sender != memory.Rank) memory.Raise(stream, sender, ReadFlag(memory.Rank), piece);
     }
 
-    public void Abort() => memory.Abort(firstFlag, FlagsFor(memory.Size), Last);
+    public void Abort() => memory.Abort(firstFlag / FlagsFor(memory.Size), Last);
 
     private long Offset(uint piece, int sender, int reader) => start + ((((piece % slots) * (memory.Size - 1)) + (sender < reader ? sender : sender - 1)) * bytes);
 

@@ -62,7 +62,7 @@ internal sealed class PeerShards : IDisposable
     public static PeerShards? Open(CudaDevice device, int rank, ThreadMeeting meeting, long pieceBytes = DefaultPieceBytes)
     {
         long partBytes = pieceBytes / meeting.Size / PartAlignment * PartAlignment;
-        return PeerMemory.Open(device, rank, meeting, PeerPieces.BytesFor(meeting.Size, PartSlots + SumSlots, partBytes), 2 * PeerPieces.FlagsFor(meeting.Size)) is { } memory
+        return PeerMemory.Open(device, rank, meeting, PeerPieces.BytesFor(meeting.Size, PartSlots + SumSlots, partBytes), PeerPieces.FlagsFor(meeting.Size), series: 2) is { } memory
             ? new PeerShards(device, memory, partBytes)
             : null;
     }

@@ -52,6 +52,9 @@ public sealed class CudaStream : IDisposable
         if (bytes > 0) CudaDriver.cuMemcpyAsync(destination, source, (nuint)bytes, Handle).Check();
     }
 
+    /// <summary>As <see cref="CopyAsync"/>, for clean-up, which must not throw. Up to 64 KiB of pageable memory of the host are read before it returns.</summary>
+    internal CUresult TryCopyAsync(nint source, nint destination, long bytes) => CudaDriver.cuMemcpyAsync(destination, source, (nuint)bytes, Handle);
+
     /// <summary>Queues filling device memory with one byte value.</summary>
     public void FillAsync(byte value, nint destination, long bytes)
     {

@@ -104,6 +104,38 @@ public sealed class NcclTests : CollectiveContract
     [InlineData(3, DType.F32)]
     public void Copy_engines_sum_and_gather_long_tensors(int ranks, DType dtype) => Run(ranks, dtype, r => PeerShardsCheck.Run(r, dtype));
 
+    /// <summary>A rank's part for itself goes beside NCCL, also where there is nothing else: behind the work that makes it, before the work that reads it or writes its source anew.</summary>
+    [Theory]
+    [InlineData(true)]
+    [InlineData(false)]
+    public void AllToAll_of_what_a_rank_keeps_is_ordered_with_compute_work(bool alone) => Run(2, DType.F32, r =>
+    {
+        const int Kept = 1 << 26, Sent = 1000;
+        long[] send = [Sent, Sent], receive = [Sent, Sent];
+        if (alone) (send[1 - r.Rank], receive[1 - r.Rank]) = (0, 0);
+        send[r.Rank] = receive[r.Rank] = Kept;
+        using Tensor source = Poisoned(r, DType.F32, send.Sum());
+        using Tensor destination = Poisoned(r, DType.F32, receive.Sum());
+        for (int round = 1; round <= 3; round++)
+        {
+            for (int i = 0; i < 100; i++) r.Device.Backend.Fill(-1, source);
+            r.Device.Backend.Fill((round * 10) + r.Rank, source);
+            r.World.AllToAll(source, send, destination, receive).Wait();
+            r.Device.Backend.Fill(-1, source);
+            for (int rank = 0; rank < 2; rank++)
+            {
+                long start = rank == 0 ? 0 : receive[0];
+                if (receive[rank] == 0) continue;
+                using Tensor part = destination.Slice(start, receive[rank]);
+                foreach (long probe in (long[])[0, part.Count / 2, part.Count - 1])
+                {
+                    using Tensor one = part.Slice(probe, 1);
+                    Assert.Equal((round * 10) + rank, one.ToDoubles()[0]);
+                }
+            }
+        }
+    });
+
     [Fact]
     public void A_group_of_one_joins_and_leaves()
     {
