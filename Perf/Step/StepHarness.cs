@@ -13,6 +13,7 @@ namespace LaspNative.Perf;
 /// </summary>
 internal sealed class StepHarness(StepHarnessOptions options, TextWriter text)
 {
+    private static readonly TimeSpan s_patience = TimeSpan.FromSeconds(30);
     private readonly List<Measurement> _rows = [];
     private readonly StepTable _table = new(text);
     private readonly long _began = Stopwatch.GetTimestamp();
@@ -87,8 +88,9 @@ internal sealed class StepHarness(StepHarnessOptions options, TextWriter text)
         run.Validate();
         TokenStream tokens = RandomTokens(run.Config.VocabSize, one.Tokens + 1);
         using var limit = CancellationTokenSource.CreateLinkedTokenSource(_interrupted);
+        using var watch = new StepWatch(one.Ranks, s_patience, Console.Error);
         var outcomes = new RankOutcome[one.Ranks];
-        World.Run(run.World with { Ranks = one.Ranks }, rank => outcomes[rank.Rank] = new StepOnRank(options, run, tokens, rank, limit).Run(), limit.Token);
+        World.Run(run.World with { Ranks = one.Ranks }, rank => outcomes[rank.Rank] = new StepOnRank(options, run, tokens, rank, limit, watch).Run(), limit.Token);
         return outcomes;
     }
 

@@ -29,7 +29,7 @@ internal sealed record RankOutcome(
     double ManagedBytes);
 
 /// <summary>Takes the steps of a case on one rank and watches them.</summary>
-internal sealed class StepOnRank(StepHarnessOptions harness, TrainOptions options, TokenStream tokens, RankContext rank, CancellationTokenSource limit) : ITrainingListener
+internal sealed class StepOnRank(StepHarnessOptions harness, TrainOptions options, TokenStream tokens, RankContext rank, CancellationTokenSource limit, StepWatch watch) : ITrainingListener
 {
     private readonly List<StepRecord> _records = [];
     private long _started; // of the first step
@@ -82,6 +82,7 @@ internal sealed class StepOnRank(StepHarnessOptions harness, TrainOptions option
 
     private void Before(long step)
     {
+        watch.Begins(rank.Rank, step);
         if (step == 1) _started = Stopwatch.GetTimestamp();
         if (_profile is not null && step < harness.FirstTimed && step >= harness.FirstTimed - 2)
         {
