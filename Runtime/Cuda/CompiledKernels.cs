@@ -1,4 +1,5 @@
 using System.Globalization;
+using System.Text;
 using System.Text.RegularExpressions;
 
 namespace LaspNative.Runtime.Cuda;
@@ -16,6 +17,7 @@ public sealed partial class CompiledKernels
         Log = log;
         FromCache = fromCache;
         Kernels = ParseResources(log);
+        Names = IsText(image) ? [.. Declared().Matches(Encoding.UTF8.GetString(image)).Select(m => m.Groups["name"].Value)] : Cubin.KernelNames(image);
     }
 
     /// <summary>The .cu file's name.</summary>
@@ -29,6 +31,9 @@ public sealed partial class CompiledKernels
 
     /// <summary>Whether it was read from the disk cache rather than compiled.</summary>
     public bool FromCache { get; }
+
+    /// <summary>The kernels that the image holds, PTX or cubin.</summary>
+    public IReadOnlyList<string> Names { get; }
 
     /// <summary>Per kernel, in the assembler's order; empty for PTX, which is not assembled yet.</summary>
     public IReadOnlyList<KernelResources> Kernels { get; }
@@ -66,7 +71,12 @@ public sealed partial class CompiledKernels
         return kernels;
     }
 
+    private static bool IsText(byte[] image) => image.Length == 0 || image[0] != Cubin.FirstByte;
+
     private static int Number(Match match, string group) => int.Parse(match.Groups[group].ValueSpan, CultureInfo.InvariantCulture);
+
+    [GeneratedRegex(@"\.entry\s+(?<name>\w+)", RegexOptions.ExplicitCapture, 1000)]
+    private static partial Regex Declared();
 
     [GeneratedRegex("Compiling entry function '(?<name>[^']+)'", RegexOptions.ExplicitCapture, 1000)]
     private static partial Regex Entry();

@@ -41,7 +41,7 @@ public sealed class Blas : IDisposable
             ScaleOnly(c, m * n * batch * cType.Size(), beta);
             return;
         }
-        var problem = new GemmProblem(transposeA, transposeB, m, n, k, batch, ab, cType, AlignmentOf(a), AlignmentOf(b), AlignmentOf(c));
+        var problem = new GemmProblem(transposeA, transposeB, m, n, k, batch, ab, cType, AlignmentOf(a), AlignmentOf(b), AlignmentOf(c), Adds: beta != 0);
         _device.Context.MakeCurrent();
         Prepare();
         if (!_plans.TryGetValue(problem, out GemmPlan? plan)) plan = Plan(problem, a, b, c, beta);
@@ -65,8 +65,8 @@ public sealed class Blas : IDisposable
     }
 
     /// <summary>
-    /// cuBLASLt loads a kernel at its first launch, and the driver lets nothing be loaded while the GPU works. Behind a collective that waits for another rank, which waits to load something itself, that
-    /// would never end: so the GPU is idle before.
+    /// cuBLASLt loads a kernel at its first launch, under a lock of the whole process, and the driver lets nothing be loaded while the GPU works. Behind a collective that waits for another rank of this
+    /// process, which waits for that lock, it would never end: so the GPU is idle before, and the product that the plan is for follows at once.
     /// </summary>
     private GemmPlan Plan(GemmProblem problem, nint a, nint b, nint c, float beta)
     {

@@ -5,10 +5,10 @@ namespace LaspNative.Runtime.Cuda;
 
 /// <summary>
 /// What decides about the algorithm of a row-major product c = op(a) op(b), with op(a) [M, K], op(b) [K, N] and c [M, N], <see cref="Batch"/> times over contiguous matrices. Alignments are the largest
-/// powers of two that divide the addresses, at most 256: algorithms that load wide vectors need to know.
+/// powers of two that divide the addresses, at most 256: algorithms that load wide vectors need to know. A product that <see cref="Adds"/> to c (beta is not 0) is another problem: the library has other kernels for it.
 /// </summary>
 internal readonly record struct GemmProblem(
-    bool TransposeA, bool TransposeB, long M, long N, long K, long Batch, DType Source, DType Destination, ushort AlignmentA, ushort AlignmentB, ushort AlignmentC)
+    bool TransposeA, bool TransposeB, long M, long N, long K, long Batch, DType Source, DType Destination, ushort AlignmentA, ushort AlignmentB, ushort AlignmentC, bool Adds)
 {
     public double Flops => 2.0 * M * N * K * Batch;
 
@@ -20,7 +20,7 @@ internal readonly record struct GemmProblem(
     /// <summary>All of it, in one line.</summary>
     public override string ToString() => string.Create(
         CultureInfo.InvariantCulture,
-        $"{Batch} x {Source} {Operand(TransposeA, M, K)} {Operand(TransposeB, K, N)} to {Destination}, aligned to {AlignmentA}, {AlignmentB} and {AlignmentC} bytes");
+        $"{Batch} x {Source} {Operand(TransposeA, M, K)} {Operand(TransposeB, K, N)} to {Destination}, aligned to {AlignmentA}, {AlignmentB} and {AlignmentC} bytes{(Adds ? ", added" : "")}");
 
     private static string Operand(bool transposed, long rows, long columns) => transposed ? $"[{columns}, {rows}]^T" : $"[{rows}, {columns}]";
 }

@@ -15,6 +15,9 @@ public static partial class KernelCompiler
     private static readonly Lazy<SortedDictionary<string, string>> s_sources = new(ReadEmbeddedSources);
     private static readonly ConcurrentDictionary<string, IReadOnlyList<string>> s_alone = new(StringComparer.Ordinal);
 
+    private static readonly (int, int) s_firstWithCache = (12, 9);
+    private static readonly string[] s_noCache = ["--no-cache"];
+
     /// <summary>Names of the embedded .cu files.</summary>
     public static IReadOnlyList<string> Files => [.. s_sources.Value.Keys.Where(n => n.EndsWith(".cu", StringComparison.Ordinal))];
 
@@ -94,10 +97,11 @@ public static partial class KernelCompiler
 
     /// <summary>
     /// Nothing here trades accuracy for speed globally: a kernel that wants fast approximations calls them by name.
-    /// Device code is the default because the generic lambdas of the kernels cannot carry an annotation.
+    /// Device code is the default because the generic lambdas of the kernels cannot carry an annotation. NVRTC 12.9 and later keep results themselves, and tell nothing of resources when they find one.
     /// </summary>
     internal static string[] OptionsFor(IReadOnlyList<string> defines, string architecture) =>
         [$"--gpu-architecture={architecture}", "--std=c++17", "--device-as-default-execution-space", "--generate-line-info", "--ptxas-options=-v",
+        .. Version().CompareTo(s_firstWithCache) >= 0 ? s_noCache : [],
         .. defines.Select(d => $"--define-macro={d}")];
 
     [GeneratedRegex(@"(?m)^#if WANTS\((?<kernel>\w+)\)", RegexOptions.ExplicitCapture, 1000)]

@@ -48,7 +48,7 @@ public sealed class KernelLibrary : IDisposable
         var compiled = new CompiledKernels[all.Count];
         Parallel.ForEach(Partitioner.Create(Enumerable.Range(0, all.Count), EnumerablePartitionerOptions.NoBuffering), i => compiled[i] = Compile(all[i].File, all[i].Kernel, all[i].Element));
         for (int i = 0; i < compiled.Length; i++)
-            foreach (KernelResources kernel in compiled[i].Kernels) Get(Path.GetFileNameWithoutExtension(all[i].File), kernel.Name, all[i].Element);
+            foreach (string kernel in compiled[i].Names) Get(Path.GetFileNameWithoutExtension(all[i].File), kernel, all[i].Element);
     }
 
     /// <summary>What a file is compiled in. The kernels that are compiled alone are there for bf16 only.</summary>
@@ -76,7 +76,7 @@ public sealed class KernelLibrary : IDisposable
             ObjectDisposedException.ThrowIf(_disposed != 0, this);
             Context.MakeCurrent();
             if (CudaDriver.cuModuleGetFunction(out nint function, Module(compiled), kernel) != CUresult.CUDA_SUCCESS)
-                throw new InvalidOperationException($"{compiled.File} has no kernel named {kernel}; it has {string.Join(", ", compiled.Kernels.Select(k => k.Name))}");
+                throw new InvalidOperationException($"{compiled.File} has no kernel named {kernel}; it has {string.Join(", ", compiled.Names)}");
             KernelResources resources = compiled.Kernels.FirstOrDefault(k => k.Name == kernel) ?? new KernelResources(kernel, 0, 0, 0, 0, 0);
             return new CudaKernel(this, function, compiled.File, resources);
         }

@@ -9,7 +9,7 @@ namespace LaspNative.Tests.Cuda;
 /// <summary>What was measured once counts for every rank and every run, and what is not whole or not ours is left alone.</summary>
 public sealed class GemmChoicesTests : IDisposable
 {
-    private static readonly GemmProblem s_problem = new(false, true, 4096, 2048, 8192, 1, DType.BF16, DType.F32, 256, 128, 16);
+    private static readonly GemmProblem s_problem = new(false, true, 4096, 2048, 8192, 1, DType.BF16, DType.F32, 256, 128, 16, Adds: false);
 
     private readonly DirectoryInfo _folder = Directory.CreateTempSubdirectory("lasp-products-");
 
@@ -51,7 +51,7 @@ public sealed class GemmChoicesTests : IDisposable
     public void Another_problem_and_another_machine_know_nothing_of_it()
     {
         Choices.Settle(s_problem, Algorithm(1), 1, 1);
-        foreach (GemmProblem other in new[] { s_problem with { N = 2049 }, s_problem with { TransposeA = true }, s_problem with { Destination = DType.BF16 }, s_problem with { AlignmentC = 32 }, s_problem with { Batch = 2 } })
+        foreach (GemmProblem other in new[] { s_problem with { N = 2049 }, s_problem with { TransposeA = true }, s_problem with { Destination = DType.BF16 }, s_problem with { AlignmentC = 32 }, s_problem with { Adds = true }, s_problem with { Batch = 2 } })
         {
             Assert.Null(Choices.Read(other));
             File.Copy(Choices.FileOf(s_problem), Choices.FileOf(other));

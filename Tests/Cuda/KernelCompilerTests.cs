@@ -41,6 +41,16 @@ public sealed class KernelCompilerTests : IDisposable
         Assert.Equal(512, scale.SharedBytes);
         Assert.Equal((0, 0, 0), (scale.SpillStoreBytes, scale.SpillLoadBytes, scale.StackBytes));
         Assert.Single(compiled.Kernels, k => k.Name == "nothing");
+        Assert.Equal(["nothing", "scale"], compiled.Names.Order());
+    }
+
+    [Fact]
+    public void An_image_names_its_kernels_without_a_log()
+    {
+        Gpu.RequireCompiler();
+        foreach (string architecture in (string[])["sm_90a", "compute_80"])
+            Assert.Equal(["nothing", "scale"], new CompiledKernels("scale.cu", KernelCompiler.Compile(s_scale, [], architecture, cache: null).Image, log: "", fromCache: true).Names.Order());
+        Assert.Contains("20 bytes is cut off", Assert.Throws<LaspException>(() => Cubin.KernelNames(new byte[20])).Message, StringComparison.Ordinal);
     }
 
     [Fact]

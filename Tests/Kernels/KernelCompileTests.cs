@@ -27,6 +27,7 @@ public sealed class KernelCompileTests
         Gpu.RequireCompiler();
         CompiledKernels compiled = KernelCompiler.Compile(file, KernelCompiler.DefinesFor(element), architecture);
         Assert.NotEmpty(compiled.Image);
+        Assert.Equal(compiled.Kernels.Select(k => k.Name).Order(), compiled.Names.Order());
         Assert.All(compiled.Kernels, kernel => Assert.Equal(0, kernel.SpillStoreBytes + kernel.SpillLoadBytes));
     }
 
