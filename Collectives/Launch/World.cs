@@ -6,7 +6,11 @@ namespace LaspNative.Collectives;
 /// <summary>How many ranks to run, and on what.</summary>
 /// <param name="Ranks">Ranks of this run; null: as many as the launcher started, or one without a launcher.</param>
 /// <param name="VirtualRanks">All ranks share GPU 0 instead of having one GPU each.</param>
-public sealed record WorldOptions(DeviceKind Device, int? Ranks = null, bool VirtualRanks = false);
+public sealed record WorldOptions(DeviceKind Device, int? Ranks = null, bool VirtualRanks = false)
+{
+    /// <summary>Whether copy engines carry long sums and gathers between GPUs of one process.</summary>
+    internal bool PeerSums { get; init; } = LaspOptions.Current.PeerSums;
+}
 
 /// <summary>
 /// Runs the ranks of a program: as threads of this process on the CPU, on one GPU each, or sharing a GPU; or, under a launcher, the one rank that this process is,
@@ -45,7 +49,7 @@ public static class World
     private static RankHost Host(WorldOptions options, LaunchedRank? launched, int size)
     {
         if (launched is { WorldSize: > 1 }) return options.Device == DeviceKind.Cpu ? new TcpProcess(launched) : new NcclProcess(launched);
-        return size == 1 || options.Device == DeviceKind.Cpu || options.VirtualRanks ? new LocalRanks(options.Device, size) : new NcclThreads(size);
+        return size == 1 || options.Device == DeviceKind.Cpu || options.VirtualRanks ? new LocalRanks(options.Device, size) : new NcclThreads(size, options.PeerSums);
     }
 }
 

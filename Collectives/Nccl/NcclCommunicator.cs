@@ -20,6 +20,7 @@ public sealed partial class NcclCommunicator : Communicator
     private readonly NcclCommunicator? _whole;
     private readonly List<NcclCommunicator> _parts = [];
     private readonly ThreadMeeting? _meeting;
+    private readonly bool _peerSums;
     private CudaStream? _ownStream;
     private PeerGather? _gather;
     private PeerShards? _shards;
@@ -32,14 +33,15 @@ public sealed partial class NcclCommunicator : Communicator
     /// Joins the communicator of all ranks that were given <paramref name="uniqueId"/>; returns when all have come and every connection has been used once:
     /// what NCCL allocates it allocates here, not behind a collective that waits. Everything travels through NCCL: copy engines serve only ranks that <see cref="World"/> runs as threads.
     /// </summary>
-    public NcclCommunicator(CudaDevice device, int rank, int size, byte[] uniqueId) : this(device, rank, size, uniqueId, meeting: null) { }
+    public NcclCommunicator(CudaDevice device, int rank, int size, byte[] uniqueId) : this(device, rank, size, uniqueId, meeting: null, peerSums: false) { }
 
     /// <param name="meeting">Where all ranks are threads of this process: then copy engines may do what the options leave to them, where the GPUs reach one another.</param>
-    internal NcclCommunicator(CudaDevice device, int rank, int size, byte[] uniqueId, ThreadMeeting? meeting) : base(rank, size, device)
+    /// <param name="peerSums">As <see cref="WorldOptions.PeerSums"/>.</param>
+    internal NcclCommunicator(CudaDevice device, int rank, int size, byte[] uniqueId, ThreadMeeting? meeting, bool peerSums) : base(rank, size, device)
     {
         ArgumentNullException.ThrowIfNull(uniqueId);
         if (uniqueId.Length != ncclUniqueId.Size) throw new LaspException($"a NCCL unique id has {ncclUniqueId.Size} bytes, got {uniqueId.Length}; draw one with NcclCommunicator.NewUniqueId");
-        (_device, _meeting) = (device, meeting);
+        (_device, _meeting, _peerSums) = (device, meeting, peerSums);
         _device.Context.MakeCurrent();
         Nccl.ncclCommInitRank(out _handle, size, Read(uniqueId), rank).Check(rank, 0);
         Begin(out _computed, out _token);
@@ -48,7 +50,7 @@ public sealed partial class NcclCommunicator : Communicator
     /// <summary>A group split from <paramref name="whole"/>, which ends with it; in the background on a stream of its own.</summary>
     private NcclCommunicator(NcclCommunicator whole, int rank, int size, nint handle, ThreadMeeting? meeting, bool background) : base(rank, size, whole.Device)
     {
-        (_device, _meeting, _whole, _handle) = (whole._device, meeting, whole, handle);
+        (_device, _meeting, _peerSums, _whole, _handle) = (whole._device, meeting, whole._peerSums, whole, handle);
         lock (whole._parts) whole._parts.Add(this);
         if (whole._failure is { } failure) Abort(failure);
         Begin(out _computed, out _token, background);
@@ -67,7 +69,7 @@ public sealed partial class NcclCommunicator : Communicator
             WarmUp();
             if (_meeting is null || Size == 1) return;
             if (!background && LaspOptions.Current.PeerCopies) _gather = PeerGather.Open(_device, Rank, _meeting);
-            if (background && LaspOptions.Current.PeerSums) _shards = PeerShards.Open(_device, Rank, _meeting);
+            if (background && _peerSums) _shards = PeerShards.Open(_device, Rank, _meeting);
         }
         catch (Exception error)
         {

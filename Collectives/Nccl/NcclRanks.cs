@@ -16,10 +16,13 @@ internal sealed class NcclThreads : RankHost, IDisposable
     private readonly ThreadMeeting _meeting;
     private readonly Lock _lock = new();
     private readonly Lazy<byte[]> _uniqueId = new(NcclCommunicator.NewUniqueId);
+    private readonly bool _peerSums;
     private volatile Failure? _failure; // the first
 
-    public NcclThreads(int size)
+    /// <param name="peerSums">As <see cref="WorldOptions.PeerSums"/>.</param>
+    public NcclThreads(int size, bool peerSums)
     {
+        _peerSums = peerSums;
         int gpus = GpuCount();
         if (gpus < size) throw new LaspException($"{gpus} GPUs for {size} ranks; use --virtual-ranks to share one");
         NativeLibraries.Require(NativeLibraries.Nccl);
@@ -36,7 +39,7 @@ internal sealed class NcclThreads : RankHost, IDisposable
         ((CudaDevice)device).Prepare(DType.F32, DType.BF16);
         // A rank that could not open its GPU has said so by now, and nobody waits for it inside NCCL.
         Meet();
-        var communicator = new NcclCommunicator((CudaDevice)device, rank, _communicators.Length, _uniqueId.Value, _meeting);
+        var communicator = new NcclCommunicator((CudaDevice)device, rank, _communicators.Length, _uniqueId.Value, _meeting, _peerSums);
         lock (_lock)
         {
             _communicators[rank] = communicator;

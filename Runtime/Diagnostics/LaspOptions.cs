@@ -11,7 +11,7 @@ namespace LaspNative.Runtime;
 /// <param name="OpenBlas">LASP_OPENBLAS=0: never use OpenBLAS, even when it is installed; =FILE: load this one.</param>
 /// <param name="ForceSm80">LASP_FORCE_SM80=1: use the kernels for compute capability 8.0 on newer GPUs too.</param>
 /// <param name="PeerCopies">LASP_PEER_COPIES=0: between GPUs of one process states are gathered through NCCL too, not by copy engines.</param>
-/// <param name="PeerSums">LASP_PEER_SUMS=1: between GPUs of one process copy engines carry long gradients and the parameters of ZeRO-1 and 2, not NCCL.</param>
+/// <param name="PeerSums">LASP_PEER_SUMS=0: between GPUs of one process long gradients, and the parameters of ZeRO-1 and 2, travel through NCCL too, not by copy engines.</param>
 /// <param name="Poison">LASP_POISON=1: fresh memory is filled with 0xFF bytes (NaN), so that reading what was never written shows. For tests.</param>
 /// <param name="CudaHome">CUDA_HOME=DIR: a CUDA toolkit whose libraries are searched after the loader's own path.</param>
 public sealed record LaspOptions(
@@ -28,7 +28,7 @@ public sealed record LaspOptions(
         Environment.GetEnvironmentVariable("LASP_OPENBLAS"),
         Flag("LASP_FORCE_SM80"),
         !IsOff("LASP_PEER_COPIES"),
-        Flag("LASP_PEER_SUMS"),
+        !IsOff("LASP_PEER_SUMS"),
         Flag("LASP_POISON"),
         Environment.GetEnvironmentVariable("CUDA_HOME"));
 

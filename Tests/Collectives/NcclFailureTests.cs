@@ -32,11 +32,13 @@ public sealed class NcclFailureTests
         r.World.Barrier();
     });
 
-    /// <summary>As above, in the background: by NCCL, or by copy engines where LASP_PEER_SUMS says so.</summary>
+    /// <summary>As above, in the background: by NCCL, and by copy engines.</summary>
     [Theory]
-    [InlineData(0)]
-    [InlineData(1)]
-    public Task Sums_in_the_background_that_nobody_joins_hold_nobody(int failing) => EndsWithTheFirstError((r, fail) =>
+    [InlineData(0, false)]
+    [InlineData(1, false)]
+    [InlineData(0, true)]
+    [InlineData(1, true)]
+    public Task Sums_in_the_background_that_nobody_joins_hold_nobody(int failing, bool byCopyEngines) => EndsWithTheFirstError((r, fail) =>
     {
         using Tensor tensor = Tensor.Zeros([1 << 24], DType.F32, r.Device);
         using var load = new Load(r);
@@ -47,7 +49,7 @@ public sealed class NcclFailureTests
         load.Keep(copies: 600);
         Sum(background, tensor, times: 20);
         r.World.Barrier();
-    });
+    }, byCopyEngines);
 
     /// <summary>The others wait inside NCCL for a rank that could not allocate what it needs; nobody knows their communicators yet.</summary>
     [Fact]
@@ -70,7 +72,7 @@ public sealed class NcclFailureTests
             if (rank == 1) device.Dispose();
             try
             {
-                using var communicator = new NcclCommunicator(device, rank, 2, id, meeting);
+                using var communicator = new NcclCommunicator(device, rank, 2, id, meeting, peerSums: false);
             }
             catch
             {
@@ -80,11 +82,11 @@ public sealed class NcclFailureTests
         }
     }
 
-    private static async Task EndsWithTheFirstError(Action<RankContext, Action> body)
+    private static async Task EndsWithTheFirstError(Action<RankContext, Action> body, bool peerSums = true)
     {
         Gpu.Require(2);
         var failing = new TaskCompletionSource();
-        Task run = OnThread(() => World.Run(new WorldOptions(DeviceKind.Cuda, 2), r => body(r, Fail)));
+        Task run = OnThread(() => World.Run(new WorldOptions(DeviceKind.Cuda, 2) { PeerSums = peerSums }, r => body(r, Fail)));
         await Task.WhenAny(run, failing.Task).WaitAsync(s_start, TestContext.Current.CancellationToken);
         LaspException error = await Assert.ThrowsAsync<LaspException>(() => run.WaitAsync(s_patience, TestContext.Current.CancellationToken));
         Assert.Equal("the disk is full", error.Message);

@@ -1,0 +1,87 @@
+using LaspNative.Collectives;
+using LaspNative.Model;
+using LaspNative.Runtime;
+using LaspNative.Runtime.Cuda;
+using LaspNative.Tests.Model;
+using Xunit;
+
+namespace LaspNative.Tests.Training;
+
+/// <summary>
+/// Thirty steps on two GPUs whose gradients, and in ZeRO-1 and 2 parameters, are carried by copy engines: the bits of those that NCCL carries, for a sum of two is the same in either order, and what a rank
+/// holds is what <see cref="ZeroStage"/> says. Buckets are of 1 to 4 MiB, about thirty a step, so that sums, gathers and their slots follow one another closely; the norms' are shorter and stay with NCCL.
+/// </summary>
+[Trait("Category", "TwoGpus")]
+[Collection(nameof(OverNccl))]
+public class PeerSumsTrainingTests
+{
+    private const int Ranks = 2;
+
+    /// <summary>A run's steps, and of rank 0 the bytes of optimizer states at its end and the most bytes of gradients.</summary>
+    private sealed record Outcome(StepRecord[] Steps, long Optimizer, long Gradients);
+
+    private static TrainOptions Options(TemporaryFolder folder, int dp, ZeroStage zero, DType dtype)
+    {
+        Preset preset = Preset.Find("linear-llama3-1b-test");
+        string text = string.Concat(Enumerable.Range(0, 2000).Select(i => $"{i} plus {i % 7} is {i + i % 7}.\n"));
+        return TrainOptions.For(preset, [folder.Write("data/text.txt", text)], folder["out"]) with
+        {
+            Config = preset.Config with { VocabSize = 2048, HiddenSize = 512, NumAttentionHeads = 8, HeadDim = 64, IntermediateSize = 1408 },
+            Recipe = preset.Training with { SequenceLength = 256, Batch = 4, Steps = 30, WarmupSteps = 2, ClipNorm = 0 },
+            DataParallel = dp,
+            Zero = zero,
+            DType = dtype,
+            BucketBytes = 4 << 20,
+            LeavesNothing = true,
+        };
+    }
+
+    private static Outcome Train(TrainOptions options, bool byCopyEngines)
+    {
+        TextCorpus corpus = TextCorpus.Read(options.Data, new ByteTokenizer());
+        var listener = new RecordingListener();
+        (long Optimizer, long Gradients) held = default;
+        World.Run(new WorldOptions(DeviceKind.Cuda, Ranks) { PeerSums = byCopyEngines }, rank =>
+        {
+            using var trainer = new Trainer(options, corpus.Tokens, rank, rank.Rank == 0 ? listener : null);
+            trainer.Run();
+            if (rank.Rank == 0) held = (rank.Device.Memory.CurrentOf(MemoryCategory.Optimizer), rank.Device.Memory.PeakOf(MemoryCategory.Gradients));
+            if (!byCopyEngines || options.Zero > ZeroStage.None) return;
+            using ICommunicator messages = rank.World.Background();
+            Assert.True(messages.LeavesComputeAlone, "NCCL carries long messages here");
+        });
+        return new Outcome([.. listener.Steps], held.Optimizer, held.Gradients);
+    }
+
+    [Theory]
+    [InlineData(1, DType.F32, ZeroStage.None, ZeroStage.OptimizerStates, ZeroStage.Gradients)]
+    [InlineData(2, DType.BF16, ZeroStage.OptimizerStates)]
+    public void Copy_engines_train_as_nccl_does(int dp, DType dtype, params ZeroStage[] stages)
+    {
+        Gpu.Require(Ranks);
+        if (!CudaContext.CanAccess(0, 1) || !CudaContext.CanAccess(1, 0)) Assert.Skip("skipped: the two GPUs do not reach each other's memory");
+        using var folder = new TemporaryFolder();
+        TrainOptions options = Options(folder, dp, ZeroStage.None, dtype);
+        StepRecord[] expected = Train(options, byCopyEngines: false).Steps;
+        Assert.True(expected[^1].Loss < 0.7 * expected[0].Loss, $"the loss went from {expected[0].Loss} to {expected[^1].Loss}");
+        foreach (ZeroStage zero in stages)
+        {
+            Outcome outcome = Train(options with { Zero = zero }, byCopyEngines: true);
+            Assert.Equal(expected.Select(s => s.Loss), outcome.Steps.Select(s => s.Loss));
+            Assert.All(expected.Zip(outcome.Steps), s => Assert.InRange(s.Second.GradientNorm / s.First.GradientNorm, 1 - 1e-5, 1 + 1e-5));
+            AssertHeld(options.Config, zero, dtype, outcome);
+        }
+    }
+
+    private static void AssertHeld(LinearLlamaConfig config, ZeroStage zero, DType dtype, Outcome outcome)
+    {
+        const long Padding = 1 << 16; // of elements: gaps between parameters, and what follows the last of a bucket
+        long elements = config.ParameterCount, embedding = (long)config.VocabSize * config.HiddenSize, bucket = 1 << 20;
+        long states = dtype == DType.F32 ? 8 : 12, divided = elements / Ranks;
+        long updated = zero >= ZeroStage.OptimizerStates ? divided : elements, summed = zero >= ZeroStage.Gradients ? divided : elements;
+        Assert.InRange(outcome.Optimizer, states * (updated - Padding), states * (updated + Padding));
+        // The head's part of the embedding's gradient is there from forward on; in stage 2 so are three buckets; and one gradient may be on its way to its bucket.
+        long moving = zero >= ZeroStage.Gradients ? embedding + (4 * bucket) : bucket;
+        Assert.InRange(outcome.Gradients, 4 * (summed - Padding), 4 * (summed + moving + Padding));
+    }
+}
