@@ -106,11 +106,12 @@ internal sealed class ModelReplica : IDisposable
             _optimizer.ImportState(stepCount, find);
             return;
         }
+        Dictionary<string, string> owners = _shards.Segments.SelectMany(s => AdamW.StateNames(s), (s, name) => (name, s.Name)).ToDictionary(StringComparer.Ordinal);
         Tensor? part = null;
         _optimizer.ImportState(stepCount, name =>
         {
             part?.Dispose();
-            return part = find(name) is { } whole ? PartOf(name[..name.LastIndexOf('.')], whole) : null;
+            return part = find(name) is { } whole ? PartOf(owners[name], whole) : null;
         });
         part?.Dispose();
     }
