@@ -150,6 +150,7 @@ public abstract class Function
             requiresGradient |= _inputs[i].RequiresGradient;
             device ??= inputs[i]?.Device;
         }
+        if (device is null && outputs.Length > 0) device = outputs[0].Device; // made from nothing: a constant
         TakeSequence();
         try
         {

@@ -153,6 +153,23 @@ public sealed class TapeMemoryTests : IDisposable
         Assert.Equal(live, _device.Memory.LiveCount);
     }
 
+    [Fact]
+    public void What_is_made_from_nothing_is_a_constant_on_its_device()
+    {
+        using Variable one = Making.Apply(Ones());
+        Assert.Equal((_device, false), (one.Device, one.RequiresGradient));
+        using Variable sum = Add.Apply(_x, one);
+        Assert.Equal([2.0, 3.0], sum.Value.ToDoubles());
+    }
+
+    /// <summary>y, of no inputs.</summary>
+    private sealed class Making : Function
+    {
+        public static Variable Apply(Tensor y) => new Making().Record([], y);
+
+        protected internal override void Backward(BackwardPass pass) => throw new InvalidOperationException("no input wants a gradient");
+    }
+
     /// <summary>y = x whose backward fails.</summary>
     private sealed class Failing : Function
     {
