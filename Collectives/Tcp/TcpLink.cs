@@ -47,11 +47,11 @@ internal sealed class TcpLink : IDisposable
         _outbox.CompleteAdding();
     }
 
-    /// <summary>Waits until what was posted is sent and, when <paramref name="untilPeerLeaves"/>, the peer has finished too: closing earlier could cost it what it has not received.</summary>
-    public void Linger(TimeSpan limit, bool untilPeerLeaves)
+    /// <summary>Waits until what was posted is sent and the peer has finished too: closing earlier could cost it what it has not received, such as why this rank goes.</summary>
+    public void Linger(TimeSpan limit)
     {
         _sender.Join(limit);
-        if (untilPeerLeaves) _receiver.Join(limit);
+        _receiver.Join(limit);
     }
 
     public void Dispose()
@@ -76,8 +76,7 @@ internal sealed class TcpLink : IDisposable
         }
         catch (Exception error) when (error is SocketException or ObjectDisposedException)
         {
-            Lose(error);
-            // Whoever still posts must not wait for a thread that is gone.
+            // The receiver tells of it, once it has read why the peer went. Whoever still posts must not wait for a thread that is gone.
             if (!_outbox.IsAddingCompleted) foreach (TcpFrame _ in _outbox.GetConsumingEnumerable()) { }
         }
     }

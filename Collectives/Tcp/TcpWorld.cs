@@ -84,10 +84,8 @@ internal sealed class TcpWorld : IDisposable
     /// <summary>Says goodbye and waits, for a moment, until the others have too.</summary>
     public void Dispose()
     {
-        bool failed;
-        lock (_gate) failed = _failure is not null;
         foreach (TcpLink? link in _links) link?.Finish();
-        foreach (TcpLink? link in _links) link?.Linger(s_lingerLimit, untilPeerLeaves: !failed);
+        foreach (TcpLink? link in _links) link?.Linger(s_lingerLimit);
         foreach (TcpLink? link in _links) link?.Dispose();
     }
 
