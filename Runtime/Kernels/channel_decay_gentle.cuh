@@ -63,20 +63,52 @@ struct GentleRows {
     }
 };
 
-// q and decay: the whole tensors, whose head begins at `head`; k: this head's.
-template <bool Q, bool K> __device__ __forceinline__ void read_rows(const Chunk& chunk, int64 head, const bf16* q, const float* decay, int stride, const bf16* k, int k_stride, GentleRows& x)
+// x, moved on by rows that lie `stride` bytes apart, in one multiplication and addition.
+template <typename T> __device__ __forceinline__ T* skip_rows(T* x, unsigned rows, unsigned stride)
 {
-    const int channel = chunk.slab + 2 * pair_of(), row = group_of() * GROUP;
-    x.first = head + (chunk.first + row) * stride + channel;
+    T* y;
+    asm("mad.wide.u32 %0, %1, %2, %3;" : "=l"(y) : "r"(rows), "r"(stride), "l"(x));
+    return y;
+}
+
+// Global memory where `exists`, else zero or nothing; without a branch, so that the next row is not waited for.
+__device__ __forceinline__ unsigned load_pair(const bf16* from, bool exists)
+{
+    unsigned x;
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, %2, 0; mov.b32 %0, 0; @p ld.global.nc.b32 %0, [%1]; }" : "=r"(x) : "l"(from), "r"((int)exists));
+    return x;
+}
+
+__device__ __forceinline__ float2 load_pair(const float* from, bool exists)
+{
+    float2 x;
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, %3, 0; mov.b32 %0, 0; mov.b32 %1, 0; @p ld.global.nc.v2.f32 {%0, %1}, [%2]; }" : "=f"(x.x), "=f"(x.y) : "l"(from), "r"((int)exists));
+    return x;
+}
+
+__device__ __forceinline__ void store_pair(bf16* to, float low, float high, bool exists)
+{
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, %2, 0; @p st.global.b32 [%0], %1; }" ::"l"(to), "r"(pack_bf16(low, high)), "r"((int)exists) : "memory");
+}
+
+__device__ __forceinline__ void store_pair(float* to, const float2& x, bool exists)
+{
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, %3, 0; @p st.global.v2.f32 [%0], {%1, %2}; }" ::"l"(to), "f"(x.x), "f"(x.y), "r"((int)exists) : "memory");
+}
+
+// q, decay and k from the chunk's first row on, which is element `first` of q.
+template <bool Q, bool K> __device__ __forceinline__ void read_rows(
+    const Chunk& chunk, int64 first, const bf16* q, const float* decay, int stride, const bf16* k, int k_stride, GentleRows& x)
+{
+    const int channel = chunk.slab + 2 * pair_of(), row = group_of() * GROUP, own = row * stride + channel;
+    x.first = first + own;
     x.count = channel < chunk.width ? chunk.rows - row : 0;
-    q += x.first, decay += x.first, k += (chunk.first + row) * k_stride + channel;
+    q += own, decay += own, k += row * k_stride + channel;
 #pragma unroll
     for (int i = 0; i < GROUP; ++i) {
-        x.e[i] = make_float2(0.0f, 0.0f);
-        x.q[i] = x.k[i] = 0;
-        if (i < x.count) x.e[i] = *(const float2*)(decay + i * stride);
-        if (Q && i < x.count) x.q[i] = *(const unsigned*)(q + i * stride);
-        if (K && i < x.count) x.k[i] = *(const unsigned*)(k + i * k_stride);
+        x.e[i] = load_pair(skip_rows(decay, i, 4 * stride), i < x.count);
+        if (Q) x.q[i] = load_pair(skip_rows(q, i, 2 * stride), i < x.count);
+        if (K) x.k[i] = load_pair(skip_rows(k, i, 2 * k_stride), i < x.count);
     }
 }
 
@@ -119,19 +151,29 @@ template <bool Q, bool K> __device__ __forceinline__ bool weigh_rows(unsigned sh
 
 // ---- Products: warpgroup 0 makes dX, warpgroup 1 dY ----
 
-// Begins to fill panels with `rows` (at least 1) rows of up to COLUMNS columns; what lies beyond becomes zero.
-template <int ROWS, int COLUMNS> __device__ __forceinline__ void fetch_panels(const bf16* from, int stride, int rows, int columns, unsigned to)
+// Begins to fill panels with a chunk's rows (at least 1) of up to WIDTH columns; what lies beyond becomes zero.
+__device__ __forceinline__ void fetch_rows(const Rows& x, int rows, unsigned to)
 {
-    constexpr int PACKS = COLUMNS / PACK, AT_ONCE = THREADS / PACKS;  // a multiple of 8 rows, whose packs are permuted alike
+    constexpr int PACKS = WIDTH / PACK, AT_ONCE = THREADS / PACKS;  // a multiple of 8 rows, whose packs are permuted alike
     const int pack = threadIdx.x % PACKS, first = threadIdx.x / PACKS;
-    const bool exists = pack * PACK < columns;
-    from += exists ? pack * PACK : 0;
-    to += pack / 8 * (ROWS * PANEL_ROW) + panel_offset(first, pack % 8);
+    const bool exists = pack * PACK < x.columns;
+    const bf16* from = x.start + (exists ? pack * PACK : 0);
+    to += pack / 8 * PANEL_BYTES + panel_offset(first, pack % 8);
 #pragma unroll
-    for (int i = 0; i < ROWS; i += AT_ONCE) {
-        const bool reads = exists && first + i < rows;
-        copy16_async(to + i * PANEL_ROW, from + (reads ? first + i : 0) * stride, reads ? 16 : 0);
+    for (int i = 0; i < CHUNK; i += AT_ONCE) {
+        const int row = first + i;
+        copy16_async(to + i * PANEL_ROW, skip_rows(from, row < rows ? row : rows - 1, 2 * x.stride), exists && row < rows ? 16 : 0);
     }
+}
+
+// The same with a slab of a state.
+__device__ __forceinline__ void fetch_state_panel(const bf16* from, unsigned to)
+{
+    constexpr int PACKS = SLAB / PACK, AT_ONCE = THREADS / PACKS;
+    const int pack = threadIdx.x % PACKS, first = threadIdx.x / PACKS;
+    from += first * WIDTH + pack * PACK, to += panel_offset(first, pack);
+#pragma unroll
+    for (int i = 0; i < WIDTH; i += AT_ONCE) copy16_async(to + i * PANEL_ROW, from + i * WIDTH, 16);
 }
 
 // x y^T of 64 x 64, both [64, WIDTH].
@@ -261,23 +303,25 @@ __device__ __forceinline__ void add_paths(unsigned shared, const float2& through
 template <bool QUERY, bool KEY, bool DECAY> __device__ __forceinline__ void finish_rows(
     unsigned shared, const GentleRows& x, float scale, bf16* dq, bf16* dk, float* d_decay, int stride)
 {
+    const int keys = dk ? x.count : 0;
+    dq += x.first, dk += x.first, d_decay += x.first;
     float2 dg[GROUP], sooner = make_float2(0.0f, 0.0f), later = sooner;  // paths from the group's rows so far
     const unsigned first = first_pair(shared), sums = first_sum(shared), own_scores = shared + OWN_SCORES + group_of() * GROUP * 4;
 #pragma unroll
-    for (int i = 0; i < GROUP; ++i) {
+    for (int i = 0; i < GROUP; ++i, dq = skip_rows(dq, 1, 2 * stride), dk = skip_rows(dk, 1, 2 * stride)) {
         const float own = load_float(own_scores + i * 4);
         const unsigned query = KEY || DECAY ? load_unsigned(pair_at(first, i) + QUERIES) : 0, key = QUERY || DECAY ? load_unsigned(pair_at(first, i) + KEYS) : 0;
         if (QUERY || DECAY) {
             const float2 d = load_sum(sums + D_QUERIES, i);
-            if (QUERY && i < x.count) *(unsigned*)(dq + x.first + i * stride) = pack_bf16(scale * x.e[i].x * fmaf(own, low_of(key), d.x), scale * x.e[i].y * fmaf(own, high_of(key), d.y));
+            if (QUERY) store_pair(dq, scale * x.e[i].x * fmaf(own, low_of(key), d.x), scale * x.e[i].y * fmaf(own, high_of(key), d.y), i < x.count);
             if (DECAY) dg[i] = make_float2(scale * low_of(query) * d.x, scale * high_of(query) * d.y);
         }
         if (KEY || DECAY) {
             float2 inter = load_sum(sums + D_KEYS_INTER, i), pairs = load_sum(sums + D_KEYS_PAIRS, i);
             inter.x *= x.through.x, inter.y *= x.through.y, pairs.x *= scale, pairs.y *= scale;
-            if (KEY && dk && i < x.count)
-                *(unsigned*)(dk + x.first + i * stride) = pack_bf16(
-                    reciprocal_approximate(x.e[i].x) * (inter.x + fmaf(scale * own, low_of(query), pairs.x)), reciprocal_approximate(x.e[i].y) * (inter.y + fmaf(scale * own, high_of(query), pairs.y)));
+            if (KEY)
+                store_pair(dk, reciprocal_approximate(x.e[i].x) * (inter.x + fmaf(scale * own, low_of(query), pairs.x)),
+                    reciprocal_approximate(x.e[i].y) * (inter.y + fmaf(scale * own, high_of(query), pairs.y)), i < keys);
             if (!DECAY) continue;
             dg[i].x = fmaf(-low_of(key), pairs.x, dg[i].x), dg[i].y = fmaf(-high_of(key), pairs.y, dg[i].y);
             later.x += dg[i].x, later.y += dg[i].y;
@@ -293,8 +337,8 @@ template <bool QUERY, bool KEY, bool DECAY> __device__ __forceinline__ void fini
         __syncthreads();
         add_paths(shared, x.through, dg);
 #pragma unroll
-        for (int i = 0; i < GROUP; ++i)
-            if (i < x.count) *(float2*)(d_decay + x.first + i * stride) = dg[i];
+        for (int i = 0; i < GROUP; ++i, d_decay = skip_rows(d_decay, 1, 4 * stride))
+            store_pair(d_decay, dg[i], i < x.count);
     }
 }
 

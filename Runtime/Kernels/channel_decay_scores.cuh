@@ -40,14 +40,13 @@ __device__ __forceinline__ void multiply_rows(const unsigned (&a)[4], const unsi
 // ---- This lane's elements: rows l / 4 and l / 4 + 8 of the warp's block, 4 neighbouring channels ----
 
 struct Chunk {
-    int64 first;
     int rows, slab, width;
 
     __device__ __forceinline__ int row(int i) const { return block_of() * ROW_BLOCK + lane_of() / 4 + 8 * i; }
     __device__ __forceinline__ int channel(int step) const { return share_of() + step * CHANNELS + lane_of() % 4 * 4; }  // within the slab
     __device__ __forceinline__ bool has(int i, int step) const { return row(i) < rows && slab + channel(step) < width; }
 
-    __device__ __forceinline__ int64 offset(int i, int step, int stride) const { return first * stride + row(i) * stride + slab + channel(step); }
+    __device__ __forceinline__ int offset(int i, int step, int stride) const { return row(i) * stride + slab + channel(step); }  // from the chunk's first row
 
     __device__ __forceinline__ void load(const bf16* x, int stride, int step, unsigned (&pairs)[4]) const
     {
@@ -68,12 +67,12 @@ struct Chunk {
     }
 
     // log2 of the decays; what does not exist does not decay
-    __device__ __forceinline__ void load_logs(const Decay& g, int step, float (&x)[OWN]) const
+    __device__ __forceinline__ void load_logs(const float* g, int stride, int step, float (&x)[OWN]) const
     {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             float4 y = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-            if (has(i, step)) y = *(const float4*)(g.start + offset(i, step, g.stride));
+            if (has(i, step)) y = *(const float4*)(g + offset(i, step, stride));
             x[2 * i] = LOG2_E * y.x, x[2 * i + 1] = LOG2_E * y.y, x[4 + 2 * i] = LOG2_E * y.z, x[5 + 2 * i] = LOG2_E * y.w;
         }
     }

@@ -195,10 +195,11 @@ __device__ __forceinline__ void add_other_blocks(unsigned shared, int channel, M
 
 // ---- The kernel ----
 
+// What a block reads: the chunk's first rows, whole, and their distances.
 struct Call {
     const bf16 *q, *k;
     int q_stride, k_stride;
-    Decay g;
+    const float* g;  // in the rows of q
     float scale;
 };
 
@@ -209,7 +210,7 @@ template <bool QUERY, bool KEY, bool DECAY> __device__ __forceinline__ void deca
     unsigned q[SHARE_STEPS][4], k[SHARE_STEPS][4];
 #pragma unroll
     for (int step = 0; step < SHARE_STEPS; ++step) {  // all loads are under way before the first is waited for
-        chunk.load_logs(call.g, step, a[step]);
+        chunk.load_logs(call.g, call.q_stride, step, a[step]);
         if (KEY || DECAY) chunk.load(call.q, call.q_stride, step, q[step]);
         if (QUERY || DECAY) chunk.load(call.k, call.k_stride, step, k[step]);
     }
@@ -237,7 +238,7 @@ template <bool QUERY, bool KEY, bool DECAY> __device__ __forceinline__ void make
     const int column = share_of() + step * CHANNELS, channel = chunk.channel(step);
     float a[OWN], outer[4];
     unsigned q[4] = {}, k[4] = {};
-    chunk.load_logs(call.g, step, a);
+    chunk.load_logs(call.g, call.q_stride, step, a);
     if (KEY || DECAY) chunk.load(call.q, call.q_stride, step, q);
     if (QUERY || DECAY) chunk.load(call.k, call.k_stride, step, k);
     exp2_all(a);
@@ -291,10 +292,10 @@ __device__ __forceinline__ void fetch_sums(unsigned shared, int step, MmaSums (&
         int64 batches, float scale, const bf16 *entering, const bf16 *leaving, bf16 *dq, bf16 *dk, float *d_decay
 #define GRADIENT_ARGUMENTS q, k, v, d_out, decay, tokens, heads, key_heads, width, value_width, batches, scale, entering, leaving, dq, dk, d_decay
 
-// What a block works on.
+// What a block works on. Rows are the chunk's.
 struct Place {
-    unsigned unit;  // (chunk, b, h)
-    int64 row;      // of the head's first token
+    int64 first;  // element of q, decay and their gradients at which it begins
+    int64 left;   // tokens from there on
     Chunk chunk;
     Rows values, outputs;
     Call call;
@@ -303,15 +304,40 @@ struct Place {
 
 __device__ __forceinline__ Place place_of(unsigned block, GRADIENT_PARAMETERS)
 {
-    const unsigned slabs = (width + SLAB - 1) / SLAB, unit = block / slabs, slab = block % slabs * SLAB;
-    const int64 head = unit % heads, batch = unit / heads % (unsigned)batches, first = (int64)(unit / heads / (unsigned)batches) * CHUNK, key_head = head / (heads / key_heads);
-    const Rows queries = rows_of(q, batch, tokens, heads, head, width), keys = rows_of(k, batch, tokens, key_heads, key_head, width);
+    const unsigned slab = width > SLAB ? block % 2 : 0, unit = width > SLAB ? block / 2 : block, place = unit / heads, head = unit - place * heads;  // unit: (chunk, b, h)
+    const unsigned chunk = place / (unsigned)batches, batch = place - chunk * (unsigned)batches, key_head = head * key_heads / heads;
+    const int64 first = (int64)chunk * CHUNK, token = batch * tokens + first, left = tokens - first, state = (int64)unit * CHUNK_STATE + slab * SLAB;
+    const int q_stride = heads * width, k_stride = key_heads * width, v_stride = key_heads * value_width, out_stride = heads * value_width;
+    const int64 own = token * q_stride + head * width;
     return {
-        unit, (batch * tokens * heads + head) * width, { first, tokens - first < CHUNK ? (int)(tokens - first) : CHUNK, (int)slab, width },
-        rows_of(v, batch, tokens, key_heads, key_head, value_width), rows_of(d_out, batch, tokens, heads, head, value_width),
-        { queries.start, keys.start, queries.stride, keys.stride, decay_of(decay, PER_CHANNEL, batch, tokens, heads, head, width), scale },
-        entering + (int64)unit * CHUNK_STATE + slab, leaving + (int64)unit * CHUNK_STATE + slab
+        own, left, { left < CHUNK ? (int)left : CHUNK, (int)slab * SLAB, width },
+        { v + token * v_stride + key_head * value_width, v_stride, value_width }, { d_out + token * out_stride + head * value_width, out_stride, value_width },
+        { q + own, k + token * k_stride + key_head * width, q_stride, k_stride, decay + own, scale }, entering + state, leaving + state
     };
+}
+
+// What the block of the same head and channels AHEAD blocks or a little more later reads, fetched into the L2 while this one computes. Blocks begin in their order, two to a multiprocessor.
+constexpr unsigned AHEAD = 96;
+
+__device__ __forceinline__ void prefetch_line(const void* x) { asm volatile("prefetch.global.L2 [%0];" ::"l"(x)); }
+
+template <bool Q, bool K> __device__ __forceinline__ void prefetch_chunk(const Place& at, unsigned runs)
+{
+    constexpr int PARTS = THREADS / CHUNK, LINE_FLOATS = SLAB / 2;
+    const unsigned chunks = AHEAD / (at.chunk.width > SLAB ? 2 * runs : runs) + 1, row = chunks * CHUNK + threadIdx.x / PARTS, part = threadIdx.x % PARTS, slab = at.chunk.slab;
+    if (row >= at.left) return;
+    const int64 state = (int64)chunks * runs * CHUNK_STATE + threadIdx.x % WIDTH * WIDTH;
+    if (threadIdx.x < WIDTH && K) prefetch_line(at.entering + state);
+    if (threadIdx.x >= WIDTH && Q) prefetch_line(at.leaving + state);
+    if (part < 2) {
+        const Rows& x = part ? at.values : at.outputs;
+        prefetch_line(skip_rows(x.start + (slab < x.columns ? slab : 0), row, 2 * x.stride));
+        prefetch_line(skip_rows(at.call.g + slab + part * LINE_FLOATS, row, 4 * at.call.q_stride));
+    } else if (part == 2) {
+        if (Q) prefetch_line(skip_rows(at.call.q + slab, row, 2 * at.call.q_stride));
+    } else {
+        if (K) prefetch_line(skip_rows(at.call.k + slab, row, 2 * at.call.k_stride));
+    }
 }
 
 // False: the chunk is not gentle, and nothing has been written.
@@ -320,13 +346,14 @@ template <bool QUERY, bool KEY, bool DECAY> __device__ __forceinline__ bool gent
     const Place at = place_of(blockIdx.x, GRADIENT_ARGUMENTS);
     const Chunk& chunk = at.chunk;
     GentleRows rows;
-    read_rows<KEY || DECAY, QUERY || DECAY>(chunk, at.row, q, decay, at.call.q_stride, at.call.k, at.call.k_stride, rows);
-    fetch_panels<CHUNK, WIDTH>(at.values.start + chunk.first * at.values.stride, at.values.stride, chunk.rows, value_width, shared + V);
-    fetch_panels<CHUNK, WIDTH>(at.outputs.start + chunk.first * at.outputs.stride, at.outputs.stride, chunk.rows, value_width, shared + OUT);
+    read_rows<KEY || DECAY, QUERY || DECAY>(chunk, at.first, at.call.q, at.call.g, at.call.q_stride, at.call.k, at.call.k_stride, rows);
+    fetch_rows(at.values, chunk.rows, shared + V);
+    fetch_rows(at.outputs, chunk.rows, shared + OUT);
     commit_copies();
-    if (QUERY || DECAY) fetch_panels<WIDTH, SLAB>(at.entering, WIDTH, WIDTH, SLAB, shared + ENTERING);
-    if (KEY || DECAY) fetch_panels<WIDTH, SLAB>(at.leaving, WIDTH, WIDTH, SLAB, shared + LEAVING);
+    if (QUERY || DECAY) fetch_state_panel(at.entering, shared + ENTERING);
+    if (KEY || DECAY) fetch_state_panel(at.leaving, shared + LEAVING);
     commit_copies();
+    prefetch_chunk<KEY || DECAY, QUERY || DECAY>(at, heads * (unsigned)batches);
     const bool decays = multiply_rows(shared, rows) && chunk.rows >= ROW_BLOCK;
     wait_copies<1>();
     publish_to_products();
@@ -347,7 +374,7 @@ template <bool QUERY, bool KEY, bool DECAY> __device__ __forceinline__ bool gent
     if (!__syncthreads_and(weighed)) return false;
     make_all_sums<QUERY || DECAY, KEY || DECAY, DECAY>(shared, scores);
     rows.fetch(shared);
-    unsigned stride = at.call.q_stride;
+    unsigned stride = heads * width;
     keep_in_loop(shared);  // and all other addresses: those of the beginning are not kept
     keep_in_loop(stride);
     finish_rows<QUERY, KEY, DECAY>(shared, rows, scale, dq, dk, d_decay, stride);
@@ -360,8 +387,8 @@ template <bool QUERY, bool KEY, bool DECAY> __device__ __noinline__ void any_gra
     const Place at = place_of(blockIdx.x, GRADIENT_ARGUMENTS);
     const Chunk& chunk = at.chunk;
     const Call& call = at.call;
-    at.values.fetch<THREADS>(chunk.first, chunk.rows, WideTile { shared + V });
-    at.outputs.fetch<THREADS>(chunk.first, chunk.rows, WideTile { shared + OUT });
+    at.values.fetch<THREADS>(0, chunk.rows, WideTile { shared + V });
+    at.outputs.fetch<THREADS>(0, chunk.rows, WideTile { shared + OUT });
     commit_copies();
     if (QUERY || DECAY) fetch_state(at.entering, { shared + ENTERING });
     if (KEY || DECAY) fetch_state(at.leaving, { shared + LEAVING });
@@ -378,8 +405,8 @@ template <bool QUERY, bool KEY, bool DECAY> __device__ __noinline__ void any_gra
         Gradients d;
         keep_in_loop(shared);
         make_gradients<QUERY, KEY, DECAY>(shared, chunk, call, step, d);
-        if (QUERY) chunk.store(d.dq, step, dq + at.row, call.q_stride);
-        if (KEY && dk) chunk.store(d.dk, step, dk + at.row, call.q_stride);
+        if (QUERY) chunk.store(d.dq, step, dq + at.first, call.q_stride);
+        if (KEY && dk) chunk.store(d.dk, step, dk + at.first, call.q_stride);
         dg[0] = d.dg[0], dg[1] = d.dg[1];
     };
     const auto write = [&](int step, MmaSums (&dg)[2]) {
@@ -387,7 +414,7 @@ template <bool QUERY, bool KEY, bool DECAY> __device__ __noinline__ void any_gra
 #pragma unroll
         for (int i = 0; i < 2; ++i)
             if (chunk.has(i, step))
-                *(float4*)(d_decay + at.row + chunk.offset(i, step, call.q_stride)) = make_float4(dg[0].at[2 * i], dg[0].at[2 * i + 1], dg[1].at[2 * i], dg[1].at[2 * i + 1]);
+                *(float4*)(d_decay + at.first + chunk.offset(i, step, call.q_stride)) = make_float4(dg[0].at[2 * i], dg[0].at[2 * i + 1], dg[1].at[2 * i], dg[1].at[2 * i + 1]);
     };
 #pragma unroll 1
     for (int step = 0; step < SHARE_STEPS; ++step) {
