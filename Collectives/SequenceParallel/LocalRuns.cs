@@ -125,7 +125,7 @@ internal sealed class LocalRuns(AttentionCall call, SavedValue k, SavedValue v, 
         }
     }
 
-    /// <summary>All gradients in one call, for a run that no other rank has a part in.</summary>
+    /// <summary>All gradients in one call, for a run that no other rank has a part in. What leaves the segments is found on its way.</summary>
     public void BackwardTogether(Tensor q, Tensor dO, Tensor? dFinalState, Tensor dq, KeySideGradients made)
     {
         foreach (Run run in _runs)
@@ -134,7 +134,6 @@ internal sealed class LocalRuns(AttentionCall call, SavedValue k, SavedValue v, 
             using Piece piece = Cut(p);
             using TensorLease qPiece = Of(q, p), dOPiece = Of(dO, p), dqPiece = Of(dq, p), dkPiece = Of(made.Key, p), dvPiece = Of(made.Value, p), dDecayPiece = Of(made.Decay, p);
             using TensorLease d = Leaving(p, leaving: null, dFinalState);
-            FindLeaving(piece, run, q, dO);
             Backend.LinearAttentionBackward(
                 qPiece, piece.K, piece.V, dOPiece, piece.Decay!, piece.Initial, d.OrNull, call.Scale, dqPiece, dkPiece, dvPiece, dDecayPiece, run.Entering, run.Leaving,
                 RunsOf(p));

@@ -108,7 +108,7 @@ internal sealed class LinearAttentionProblem : Problem
     private void ForwardBackward(int i)
     {
         (Tensor q, Tensor k, Tensor v, Tensor dO) = Inputs(i);
-        using Tensor? entering = Segments(), leaving = Segments();
+        using Tensor? entering = Segments(), leaving = _kind == DecayKind.Channel ? null : Segments();
         if (entering is not null) Backend.LinearAttentionState(k, v, _decay, null, entering);
         Backend.LinearAttention(q, k, v, _decay, null, _scale, _o, entering);
         if (leaving is not null) Backend.LinearAttentionBackwardState(q, dO, _decay, _scale, null, leaving);

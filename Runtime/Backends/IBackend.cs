@@ -212,7 +212,7 @@ public interface IBackend
 
     /// <summary>
     /// <see cref="LinearAttentionBackwardQuery"/> and <see cref="LinearAttentionBackwardKeyValueDecay"/> in one call, for whoever knows both ends of the run: a device may make dq, dk and dDecay in one pass.
-    /// entering and leaving as there.
+    /// entering and leaving as there; a device may find what leaves the segments (leaving null) beside what it needs anyway.
     /// </summary>
     void LinearAttentionBackward(
         Tensor q, Tensor k, Tensor v, Tensor dO, Tensor decay, Tensor? initialState, Tensor? dFinalState, double scale, Tensor dq, Tensor dk, Tensor dv, Tensor dDecay,

@@ -166,6 +166,20 @@ __device__ __forceinline__ void store_panel(unsigned panel, int first_column, co
         if (i * ROWS < rows) store_global16(out + i * step, load_shared16(panel + panel_offset(row, pack) + i * ROWS * PANEL_ROW));
 }
 
+// Writes a warpgroup's 64 columns of a sub-chunk's outputs, given transposed, through a panel that only this warpgroup uses.
+__device__ __forceinline__ void store_columns(const Sums<TILE>& out, unsigned panel, const Chunk& chunk, const HeadColumns& to)
+{
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x % WARPGROUP / WARP;
+#pragma unroll
+    for (int block = 0; block < TILE / 16; ++block) {
+        unsigned pairs[4];
+        pack_sums(out, block, pairs);
+        store_matrices_transposed(panel + panel_offset(16 * block + lane % 8 + lane / 16 * 8, 2 * warp + lane / 8 % 2), pairs);
+    }
+    sync_threads(ALONE + consumer(), WARPGROUP);
+    store_panel(panel, consumer() * PANEL, chunk, to);
+}
+
 // ---- Left operands in registers, of a consumer ----
 
 // A panel's columns 16 w to 16 w + 15 for warp w of the warpgroup, as the rows of left operands that sum over the panel's rows.

@@ -245,6 +245,20 @@ __device__ __forceinline__ void sum_groups(unsigned decays, unsigned sums, float
     store_shared(sums + (group * WIDTH + 2 * pair) * 4, sum);
 }
 
+// Where row i of a thread's group holds its pair of channels.
+__device__ __forceinline__ unsigned own_pair(int i)
+{
+    const int pair = threadIdx.x % PAIRS, group = threadIdx.x / PAIRS;
+    return group * GROUP * RowTile::ROW_BYTES + pair % 4 * 4 + i * RowTile::ROW_BYTES + (((pair / 4) ^ swizzle(i)) << 4);
+}
+
+// All of them, before anything is written that the compiler cannot know to lie elsewhere.
+__device__ __forceinline__ void load_pairs(RowTile x, unsigned (&pairs)[GROUP])
+{
+#pragma unroll
+    for (int i = 0; i < GROUP; ++i) pairs[i] = load_unsigned(x.start + own_pair(i));
+}
+
 // decayed = x . to, or, REVERSE, scale x . from. The first group also leaves the decay through the chunk, and adds its logarithm to `log`.
 template <bool REVERSE> __device__ __forceinline__ void decay_rows(
     const float2 (&g)[GROUP], unsigned sums, RowTile x, float scale, RowTile decayed, unsigned through, double (&log)[2])
@@ -257,14 +271,14 @@ template <bool REVERSE> __device__ __forceinline__ void decay_rows(
         const bool counts = REVERSE ? other < group : other > group;
         sum.x += counts ? y.x : 0.0f, sum.y += counts ? y.y : 0.0f;
     }
-    const unsigned row = group * GROUP * RowTile::ROW_BYTES + pair % 4 * 4;
+    const float own_scale = REVERSE ? scale : 1.0f;
+    unsigned values[GROUP];
+    load_pairs(x, values);
 #pragma unroll
     for (int n = 0; n < GROUP; ++n) {
         const int i = REVERSE ? n : GROUP - 1 - n;
-        const unsigned at = row + i * RowTile::ROW_BYTES + (((pair / 4) ^ swizzle(i)) << 4);
         if (REVERSE) sum.x += g[i].x, sum.y += g[i].y;
-        const unsigned values = __float_as_uint(load_float(x.start + at));
-        store_shared(decayed.start + at, pack_bf16((REVERSE ? scale : 1.0f) * low_of(values) * exp2_approximate(sum.x), (REVERSE ? scale : 1.0f) * high_of(values) * exp2_approximate(sum.y)));
+        store_shared(decayed.start + own_pair(i), pack_bf16(own_scale * low_of(values[i]) * exp2_approximate(sum.x), own_scale * high_of(values[i]) * exp2_approximate(sum.y)));
         if (!REVERSE) sum.x += g[i].x, sum.y += g[i].y;
     }
     if (group != (REVERSE ? GROUPS - 1 : 0)) return;  // whose sum is that of all rows now
@@ -274,7 +288,7 @@ template <bool REVERSE> __device__ __forceinline__ void decay_rows(
 
 // ---- A gentle chunk, through which no channel decays by more than GENTLE and none grows: one operand is decayed from the chunk's entry (backwards: to its exit), the other divided by as much ----
 
-// exp(g) of this thread's rows, and their products for the other threads. The caller synchronises. False: a channel grows.
+// exp(g) of this thread's rows, and their products for the other threads. The caller synchronises. False: a channel grows, or decays by more than GENTLE within the group already.
 __device__ __forceinline__ bool multiply_groups(unsigned decays, unsigned products, float2 (&a)[GROUP])
 {
     const int pair = threadIdx.x % PAIRS, group = threadIdx.x / PAIRS;
@@ -288,7 +302,7 @@ __device__ __forceinline__ bool multiply_groups(unsigned decays, unsigned produc
         product.x *= a[i].x, product.y *= a[i].y;
     }
     store_shared(products + (group * WIDTH + 2 * pair) * 4, product);
-    return most <= 0.0f;
+    return most <= 0.0f && product.x >= GENTLE && product.y >= GENTLE;
 }
 
 // Forwards near = scale q . from and far = k / from; backwards near = k . to and far = scale q / to. Also the decay through the chunk. False: this thread's channels are not gentle.
@@ -306,22 +320,22 @@ template <bool REVERSE> __device__ __forceinline__ bool weigh_operands(const flo
         all.x *= y.x, all.y *= y.y;
     }
     if (group == 0) store_shared(through + 2 * pair * 4, all);
-    const auto place = [&](int i) { return group * GROUP * RowTile::ROW_BYTES + pair % 4 * 4 + i * RowTile::ROW_BYTES + (((pair / 4) ^ swizzle(i)) << 4); };
+    unsigned x[GROUP];
+    load_pairs(near_source, x);
 #pragma unroll
     for (int n = 0; n < GROUP; ++n) {
         const int i = REVERSE ? GROUP - 1 - n : n;
         if (!REVERSE) weight.x *= a[i].x, weight.y *= a[i].y;
-        const unsigned x = load_unsigned(near_source.start + place(i));
-        store_shared(near.start + place(i), pack_bf16(near_scale * low_of(x) * weight.x, near_scale * high_of(x) * weight.y));
+        store_shared(near.start + own_pair(i), pack_bf16(near_scale * low_of(x[i]) * weight.x, near_scale * high_of(x[i]) * weight.y));
         if (REVERSE && n + 1 < GROUP) weight.x *= a[i].x, weight.y *= a[i].y;
     }
+    load_pairs(far_source, x);
     float2 inverse = make_float2(reciprocal_approximate(weight.x), reciprocal_approximate(weight.y));
 #pragma unroll
     for (int n = GROUP - 1; n >= 0; --n) {
         const int i = REVERSE ? GROUP - 1 - n : n;
         if (REVERSE && n + 1 < GROUP) inverse.x *= a[i].x, inverse.y *= a[i].y;
-        const unsigned x = load_unsigned(far_source.start + place(i));
-        store_shared(far.start + place(i), pack_bf16(far_scale * low_of(x) * inverse.x, far_scale * high_of(x) * inverse.y));
+        store_shared(far.start + own_pair(i), pack_bf16(far_scale * low_of(x[i]) * inverse.x, far_scale * high_of(x[i]) * inverse.y));
         if (!REVERSE) inverse.x *= a[i].x, inverse.y *= a[i].y;
     }
     return all.x >= GENTLE && all.y >= GENTLE;
@@ -330,7 +344,9 @@ template <bool REVERSE> __device__ __forceinline__ bool weigh_operands(const flo
 // The ten 16 x 16 blocks of q k^T on and below the diagonal, by as many warps. What lies above the diagonal becomes zero.
 __device__ __forceinline__ void make_gentle_scores(RowTile q, RowTile k, ScoreTile scores)
 {
-    const int block = warp_of(), row = block < 1 ? 0 : block < 3 ? 1 : block < 6 ? 2 : 3, column = block - row * (row + 1) / 2;
+    unsigned block = warp_of();
+    keep_in_loop(block);
+    const int row = block < 1 ? 0 : block < 3 ? 1 : block < 6 ? 2 : 3, column = block - row * (row + 1) / 2;
     if (block >= ROW_BLOCKS * (ROW_BLOCKS + 1) / 2) return;
     MmaSums sums[2] = {};
 #pragma unroll
@@ -368,11 +384,11 @@ __device__ __forceinline__ void gather_diagonal(unsigned diagonals, int block, f
 }
 
 // Half (8 columns) of a 16 x 16 block below the diagonal.
-__device__ __forceinline__ void score_block(RowTile x, int row, int column, float scale, ScoreTile scores)
+__device__ __forceinline__ void score_block(RowTile x, int row, int column, int half, float scale, ScoreTile scores)
 {
     MmaSums sums[2] = {};
-    const int lane = lane_of(), half = column % ROW_BLOCK / 8;
-    const unsigned right_row = x.start + (column + lane % 8) * RowTile::ROW_BYTES;
+    const int lane = lane_of();
+    const unsigned right_row = x.start + (column + 8 * half + lane % 8) * RowTile::ROW_BYTES;
 #pragma unroll
     for (int channel = 0; channel < WIDTH; channel += 32) {
         unsigned left[4], right[4];
@@ -384,7 +400,7 @@ __device__ __forceinline__ void score_block(RowTile x, int row, int column, floa
     }
 #pragma unroll
     for (int i = 0; i < 2; ++i)
-        scores.store_pair(row, column - 8 * half, 2 * half + i,
+        scores.store_pair(row, column, 2 * half + i,
             pack_bf16(scale * (sums[0].at[2 * i] + sums[1].at[2 * i]), scale * (sums[0].at[2 * i + 1] + sums[1].at[2 * i + 1])));
 }
 
@@ -392,14 +408,16 @@ __device__ __forceinline__ void score_block(RowTile x, int row, int column, floa
 template <typename At> __device__ __forceinline__ void make_scores(unsigned shared, float scale)
 {
     const ScoreTile scores = { shared + At::SCORES };
-    if (warp_of() < ROW_BLOCKS) {
-        gather_diagonal(shared + At::DIAGONALS, warp_of(), scale, scores);
+    unsigned warp = warp_of();
+    keep_in_loop(warp);
+    if (warp < ROW_BLOCKS) {
+        gather_diagonal(shared + At::DIAGONALS, warp, scale, scores);
         return;
     }
-    const int block = (warp_of() - ROW_BLOCKS) / 2, half = warp_of() % 2;
+    const int block = (warp - ROW_BLOCKS) / 2, half = warp % 2;
     const bool level16 = block < 2;                                              // (1, 0) and (3, 2); then (2, 0), (2, 1), (3, 0), (3, 1)
     const int row = level16 ? 2 * block + 1 : block / 2 + 1, column = level16 ? 2 * block : block % 2;
-    score_block({ shared + (level16 ? At::LEVEL_16 : At::LEVEL_32) }, row * ROW_BLOCK, column * ROW_BLOCK + half * 8, scale, scores);
+    score_block({ shared + (level16 ? At::LEVEL_16 : At::LEVEL_32) }, row * ROW_BLOCK, column * ROW_BLOCK, half, scale, scores);
 }
 
 #endif

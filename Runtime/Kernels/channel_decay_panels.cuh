@@ -6,10 +6,10 @@
 #if LASP_ELEMENT_BF16 && __CUDA_ARCH_FEAT_SM90_ALL
 
 constexpr int WIDTH = 128, CONSUMERS = 2, THREADS_OF_BLOCK = (1 + CONSUMERS) * WARPGROUP;
-constexpr int ROWS_BYTES = panels_of(WIDTH) * PANEL_BYTES;            // 64 rows of bf16
+constexpr int ROWS_BYTES = panels_of(WIDTH) * PANEL_BYTES;           // 64 rows of bf16
 constexpr int LOG_ROW = WIDTH * 4, LOGS_BYTES = TILE * LOG_ROW;
-constexpr int PAIRS = WIDTH / 2, PART = TILE / (WARPGROUP / PAIRS);   // a producer's thread weighs 2 channels of 32 rows
-constexpr int PRODUCER = 4;                                           // named barrier, behind those of the consumers
+constexpr int PAIRS = WIDTH / 2, PART = TILE / (WARPGROUP / PAIRS);  // a producer's thread weighs 2 channels of 32 rows
+constexpr int PRODUCER = 4;                                          // named barrier, behind those of the consumers
 constexpr int CHUNK_STATE = WIDTH * WIDTH;
 
 // A segment's chunks start at multiples of 64 tokens in both directions.
@@ -66,8 +66,8 @@ __device__ __forceinline__ unsigned first_pair(unsigned panels) { return panels 
 
 __device__ __forceinline__ unsigned pair_at(unsigned first, int i) { return (first ^ (i % 8 << 4)) + i * PANEL_ROW; }
 
-// Multiplies this thread's pair of channels in its rows by the running product of their decays a, in order or from the last row BACK; a row's OWN decay acts before it or behind it. Returns the last product.
-// Some rows are read before any of them is written: the compiler cannot know that they do not overlap.
+// Multiplies this thread's pair of channels in its rows by the running product of their decays a, in order or from the last row BACK, each with its OWN decay or before it. Returns the last product.
+// Some rows are read before any of them is written: the compiler cannot know that they do not overlap, and each would wait for the one before.
 template <bool BACK, bool OWN> __device__ __forceinline__ float2 weigh_rows(unsigned panels, const float2 (&a)[PART], float2 weight)
 {
     constexpr int AT_ONCE = 8;

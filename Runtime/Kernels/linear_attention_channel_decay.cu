@@ -8,7 +8,8 @@
 // entering [segments, B, H, D, E] fp32 (null: zero): the state that enters each segment (backwards: the gradient of the one that leaves it).
 // chunk_states (null: none) bf16 [chunks, B, H, 128 columns of E, 128 channels]: the state that enters each chunk (leaves it), zero beyond D and E; of each 16 channels, pairs
 // 0, 2, 4, 6 stand before pairs 1, 3, 5, 7, so that the products of linear_attention_channel_decay_bwd find a lane's 4 neighbours.
-// A chunk is gentle where no channel decays through it by more than GENTLE, none grows, and it has at least 16 rows.
+// A chunk is gentle where no channel decays through it by more than GENTLE, none grows, and it has at least 16 rows. Walks with output begin where linear_attention_channel_gentle has ended: at the segment's
+// first chunk that is not gentle, or not at all.
 // Launch, all: 512 threads, one block per (segment, b, h), h fastest; shared memory as Layout of channel_decay_operands.cuh says.
 #include "channel_decay_operands.cuh"
 #if LASP_ELEMENT_BF16 && __CUDA_ARCH__ >= 900
@@ -208,10 +209,9 @@ struct Walk {
             float2 a[GROUP];
             const bool decays = multiply_groups(shared + At::G, shared + At::FACTORS, a);
             if (i + 1 < chunks()) fetch_values<true, REVERSE>(shared, i + 1);
-            __syncthreads();
+            bool gentle = __syncthreads_and(decays && rows(chunk) >= ROW_BLOCK);
             const RowTile from = { shared + At::FROM }, to = { shared + At::TO }, near = REVERSE ? to : from, far = { shared + At::LEVEL_16 };
-            const bool weighed = weigh_operands<REVERSE>(a, shared + At::FACTORS, { shared + At::Q }, { shared + At::K }, scale, near, far, shared + At::THROUGH);
-            const bool gentle = __syncthreads_and(decays && weighed && rows(chunk) >= ROW_BLOCK);
+            if (gentle) gentle = __syncthreads_and(weigh_operands<REVERSE>(a, shared + At::FACTORS, { shared + At::Q }, { shared + At::K }, scale, near, far, shared + At::THROUGH));
             if (!gentle) decay_by_levels(shared, scale);
             if (i + 1 < chunks()) fetch_operands<true, REVERSE>(shared, i + 1, 0);
             commit_copies();
@@ -268,7 +268,7 @@ struct Walk {
 
 template <bool OUTPUT, bool REVERSE> __device__ __forceinline__ void walk_segment(
     const bf16* q, const bf16* k, const bf16* v, const float* decay, int kind, int64 tokens, int heads, int key_heads, int width, int value_width, int64 batches, int64 segment_tokens,
-    float scale, const float* entering, bf16* out, float* states, float* factors, bf16* chunk_states, const int* reached = nullptr, const float* stopped = nullptr)
+    float scale, const float* entering, bf16* out, float* states, float* factors, bf16* chunk_states, const int* reached)
 {
     extern __shared__ __align__(1024) unsigned char memory[];
     const unsigned shared = shared_address(memory), unit = blockIdx.x;  // (segment, b, h)
@@ -279,11 +279,8 @@ template <bool OUTPUT, bool REVERSE> __device__ __forceinline__ void walk_segmen
         REVERSE ? rows_of(v, batch, tokens, heads, head, value_width) : rows_of(v, batch, tokens, key_heads, key_head, value_width),
         decay_of(decay, kind, batch, tokens, heads, head, width), segment * segment_tokens, left < segment_tokens ? left : segment_tokens, scale
     };
-    const int begin = reached ? reached[unit] : 0;
-    if (reached) {
-        if (begin == walk.chunks()) return;
-        entering = stopped;
-    }
+    const int begin = OUTPUT ? reached[unit] : 0;
+    if (OUTPUT && begin == walk.chunks()) return;
     State state;
     state.each([&](float& x, int channel, int column) {
         x = entering && channel < width && column < value_width ? entering[unit * size + (int64)channel * value_width + column] : 0.0f;
@@ -316,7 +313,7 @@ template <bool OUTPUT, bool REVERSE> __device__ __forceinline__ void walk_segmen
 #if WANTS(linear_attention_channel_state)
 KERNEL __launch_bounds__(THREADS, 1) linear_attention_channel_state(WALK_PARAMETERS, float* states, float* factors, bf16* chunk_states)
 {
-    walk_segment<false, false>(q, k, v, decay, kind, tokens, heads, key_heads, width, value_width, batches, segment_tokens, scale, entering, nullptr, states, factors, chunk_states);
+    walk_segment<false, false>(q, k, v, decay, kind, tokens, heads, key_heads, width, value_width, batches, segment_tokens, scale, entering, nullptr, states, factors, chunk_states, nullptr);
 }
 #endif
 
@@ -324,25 +321,25 @@ KERNEL __launch_bounds__(THREADS, 1) linear_attention_channel_state(WALK_PARAMET
 #if WANTS(linear_attention_channel_bwd_state)
 KERNEL __launch_bounds__(THREADS, 1) linear_attention_channel_bwd_state(WALK_PARAMETERS, float* states, float* factors, bf16* chunk_states)
 {
-    walk_segment<false, true>(q, k, v, decay, kind, tokens, heads, key_heads, width, value_width, batches, segment_tokens, scale, entering, nullptr, states, factors, chunk_states);
+    walk_segment<false, true>(q, k, v, decay, kind, tokens, heads, key_heads, width, value_width, batches, segment_tokens, scale, entering, nullptr, states, factors, chunk_states, nullptr);
 }
 #endif
 
-// out = o [B, N, H, E]. reached and stopped: the chunks of each segment that another walk has passed, and the state that it has left (null: none, and the walk begins with the segment).
+// out = o [B, N, H, E]. reached [segments, B, H]: the chunks that linear_attention_channel_gentle has walked; entering is the state with which it has ended.
 #if WANTS(linear_attention_channel_output)
-KERNEL __launch_bounds__(THREADS, 1) linear_attention_channel_output(WALK_PARAMETERS, bf16* out, bf16* chunk_states, const int* reached, const float* stopped)
+KERNEL __launch_bounds__(THREADS, 1) linear_attention_channel_output(WALK_PARAMETERS, bf16* out, bf16* chunk_states, const int* reached)
 {
     walk_segment<true, false>(
-        q, k, v, decay, kind, tokens, heads, key_heads, width, value_width, batches, segment_tokens, scale, entering, out, nullptr, nullptr, chunk_states, reached, stopped);
+        q, k, v, decay, kind, tokens, heads, key_heads, width, value_width, batches, segment_tokens, scale, entering, out, nullptr, nullptr, chunk_states, reached);
 }
 #endif
 
 // v = dO, out = dv [B, N, H, E] of each query head
 #if WANTS(linear_attention_channel_bwd_value)
-KERNEL __launch_bounds__(THREADS, 1) linear_attention_channel_bwd_value(WALK_PARAMETERS, bf16* out, bf16* chunk_states, const int* reached, const float* stopped)
+KERNEL __launch_bounds__(THREADS, 1) linear_attention_channel_bwd_value(WALK_PARAMETERS, bf16* out, bf16* chunk_states, const int* reached)
 {
     walk_segment<true, true>(
-        q, k, v, decay, kind, tokens, heads, key_heads, width, value_width, batches, segment_tokens, scale, entering, out, nullptr, nullptr, chunk_states, reached, stopped);
+        q, k, v, decay, kind, tokens, heads, key_heads, width, value_width, batches, segment_tokens, scale, entering, out, nullptr, nullptr, chunk_states, reached);
 }
 #endif
 

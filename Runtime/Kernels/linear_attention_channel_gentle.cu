@@ -12,8 +12,8 @@
 
 constexpr int NEAR = 0, FAR = ROWS_BYTES, VALUES = 2 * ROWS_BYTES, STAGE_BYTES = 3 * ROWS_BYTES, STAGES = 3, LOG_STAGES = 2;
 constexpr int REGISTERS = 200, SPARE = 104;  // of a consumer's and of a producer's thread
-constexpr int SHARE = TILE / CONSUMERS;  // columns of the scores that a consumer makes
-constexpr int FEWEST = 16;             // rows of a gentle chunk: with fewer, what rounding does to single scores is not evened out
+constexpr int SHARE = TILE / CONSUMERS;      // columns of the scores that a consumer makes
+constexpr int FEWEST = 16;                   // rows of a gentle chunk: with fewer, what rounding does to single scores is not evened out
 
 struct __align__(16) ChunkNotes {
     float through[WIDTH];  // A

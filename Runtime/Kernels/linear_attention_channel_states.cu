@@ -14,8 +14,8 @@ constexpr int REGISTERS = 192, SPARE = 120;  // of a consumer's and of a produce
 
 struct Shared {
     unsigned char panels[STAGES * STAGE_BYTES], logs[LOGS_BYTES];
-    float2 sums[WARPGROUP];          // of the log decays of each producer's thread
-    float through[STAGES][WIDTH];    // A
+    float2 sums[WARPGROUP];        // of the log decays of each producer's thread
+    float through[STAGES][WIDTH];  // A
     Handover<STAGES> stages;
 };
 
@@ -51,8 +51,8 @@ __device__ __forceinline__ void produce(const Operands& x, const Run& run, float
     for (int i = 0; i < chunks; ++i) {
         const unsigned stage = panels + i % STAGES * STAGE_BYTES;
         float2 a[PART], sum = make_float2(0.0f, 0.0f);
-        wait_copies<1>();                    // all but the next chunk's operands
-        sync_threads(PRODUCER, WARPGROUP);   // of all threads
+        wait_copies<1>();                   // all but the next chunk's operands
+        sync_threads(PRODUCER, WARPGROUP);  // of all threads
 #pragma unroll
         for (int row = 0; row < PART; ++row) {
             a[row] = load_float2(first_log(logs) + row * LOG_ROW);
@@ -60,14 +60,14 @@ __device__ __forceinline__ void produce(const Operands& x, const Run& run, float
             sum.x += a[row].x, sum.y += a[row].y;
         }
         shared.sums[threadIdx.x] = sum;
-        sync_threads(PRODUCER, WARPGROUP);   // the log decays have been read
+        sync_threads(PRODUCER, WARPGROUP);  // the log decays have been read
         if (i + 1 < chunks) copy_logs(x.g, run.chunk(i + 1), logs);
         commit_copies();
         const float2 other = shared.sums[threadIdx.x ^ PAIRS];
         const bool later = part_of() > 0;
 #pragma unroll
         for (int row = 0; row < PART; ++row) a[row] = exp2_of(a[row].x, a[row].y);
-        float2 weight = exp2_of((float)log[0] + (later ? other.x : 0.0f), (float)log[1] + (later ? other.y : 0.0f));
+        const float2 weight = exp2_of((float)log[0] + (later ? other.x : 0.0f), (float)log[1] + (later ? other.y : 0.0f));
         weigh_rows<false, true>(stage + QUERIES, a, make_float2(scale * weight.x, scale * weight.y));
         weigh_rows<true, false>(stage + KEYS, a, exp2_of(later ? 0.0f : other.x, later ? 0.0f : other.y));
         if (!later) *(float2*)(shared.through[i % STAGES] + 2 * pair_of()) = exp2_of(sum.x + other.x, sum.y + other.y);

@@ -46,20 +46,6 @@ template <int N> __device__ __forceinline__ void store_scores(const Sums<N>& sco
     }
 }
 
-// Writes a warpgroup's 64 columns of a sub-chunk's outputs, given transposed, through a panel that only this warpgroup uses.
-__device__ __forceinline__ void store_columns(const Sums<TILE>& out, unsigned panel, const Chunk& chunk, const HeadColumns& to)
-{
-    const int lane = threadIdx.x % WARP, warp = threadIdx.x % WARPGROUP / WARP;
-#pragma unroll
-    for (int block = 0; block < TILE / 16; ++block) {
-        unsigned pairs[4];
-        pack_sums(out, block, pairs);
-        store_matrices_transposed(panel + panel_offset(16 * block + lane % 8 + lane / 16 * 8, 2 * warp + lane / 8 % 2), pairs);
-    }
-    sync_threads(ALONE + consumer(), WARPGROUP);
-    store_panel(panel, consumer() * PANEL, chunk, to);
-}
-
 template <int D, int E, bool PATHS> struct OutputWalk {
     static constexpr int CONSUMERS = E / PANEL, THREADS_OF_BLOCK = (1 + CONSUMERS) * WARPGROUP;
     static constexpr int BLOCKS = D == 64 && E == 64 ? 2 : 1;                                     // of a multiprocessor

@@ -1,13 +1,15 @@
 namespace LaspNative.Runtime.Cuda;
 
 /// <summary>
-/// A decay per channel on tensor cores (linear_attention_channel_decay.cu, linear_attention_channel_decay_bwd.cu), and the gradient of a decay per token (linear_attention_token_decay_bwd.cu):
+/// A decay per channel on tensor cores (linear_attention_channel_states.cu, _gentle.cu, _decay.cu and _decay_bwd.cu), and the gradient of a decay per token (linear_attention_token_decay_bwd.cu):
 /// bf16 on Hopper, D and E multiples of 8 up to 128, tensors that start on 16 bytes. Everything else, dk and dv of grouped queries, and everything under LASP_FORCE_SM80 stays on the
 /// kernels of LinearAttention.cs. Segments hold, behind their states, the decays over each of them, which the pass over their tokens finds on its way.
 /// </summary>
 internal sealed partial class CudaBackend
 {
     private const string ChannelFile = "linear_attention_channel_decay";
+    private const string GentleWalkFile = "linear_attention_channel_gentle";
+    private const string ChannelStatesFile = "linear_attention_channel_states";
     private const string ChannelGradientFile = "linear_attention_channel_decay_bwd";
     private const string TokenGradientFile = "linear_attention_token_decay_bwd";
 
@@ -15,6 +17,11 @@ internal sealed partial class CudaBackend
     private const uint ChannelThreads = 512;
     private const long ChannelStateShared = 184832;
     private const long ChannelOutputShared = 223744;
+
+    /// <summary>THREADS_OF_BLOCK of channel_decay_panels.cuh, and the shared memory of <see cref="GentleWalkFile"/> and <see cref="ChannelStatesFile"/>.</summary>
+    private const uint ChannelPanelThreads = 384;
+    private const long GentleWalkShared = 231680;
+    private const long BothStatesShared = 232192;
 
     /// <summary>Shared memory of the kernels of single chunks.</summary>
     private const long ChannelGradientShared = 112640;
@@ -35,8 +42,10 @@ internal sealed partial class CudaBackend
         return fits;
     }
 
-    /// <summary>Where a call's states lie: those of the segments, by direction, and those of the chunks.</summary>
-    private readonly record struct ChannelScratch(nint Segments, long SegmentBytes, nint Chunks, long ChunkBytes)
+    /// <summary>
+    /// Where a call's states lie: those of the segments, by direction, those of the chunks, and those with which the walk of gentle chunks ends, with how many chunks of each segment it has passed.
+    /// </summary>
+    private readonly record struct ChannelScratch(nint Segments, long SegmentBytes, nint Chunks, long ChunkBytes, nint Stopped, nint Reached)
     {
         public nint OwnSegments(int index) => Segments + (nint)(index * SegmentBytes);
 
@@ -47,8 +56,10 @@ internal sealed partial class CudaBackend
     {
         long segmentBytes = RoundUp(run.StoredSegments * run.StateElements * sizeof(float), 256);
         long chunkBytes = AttentionRun.Slices(run.Tokens) * run.Batches * run.Heads * ChunkStateBytes;
-        nint first = _device.Workspace((segments * segmentBytes) + (chunks * chunkBytes));
-        return new ChannelScratch(first, segmentBytes, first + (nint)(segments * segmentBytes), chunkBytes);
+        long stoppedBytes = RoundUp(run.Segments * run.StateElements * sizeof(float), 256), reachedBytes = run.Segments * run.Batches * run.Heads * sizeof(int);
+        nint first = _device.Workspace((segments * segmentBytes) + (chunks * chunkBytes) + stoppedBytes + reachedBytes);
+        nint ownChunks = first + (nint)(segments * segmentBytes), stopped = ownChunks + (nint)(chunks * chunkBytes);
+        return new ChannelScratch(first, segmentBytes, ownChunks, chunkBytes, stopped, stopped + (nint)stoppedBytes);
     }
 
     /// <summary>The decays over the segments; null with one segment, which needs none.</summary>
@@ -87,22 +98,30 @@ internal sealed partial class CudaBackend
         return states;
     }
 
-    /// <summary>o, or dv with dO in the place of v; also the chunks' states (0: not kept).</summary>
-    private void OutputOfChannels(AttentionPass pass, AttentionOperand q, AttentionOperand k, AttentionOperand v, double scale, nint entering, Tensor output, nint chunks)
+    /// <summary>
+    /// o, or dv with dO in the place of v; also the chunks' states (0: not kept). The walk of gentle chunks goes as far as they are, and the one for any decay goes on from there.
+    /// </summary>
+    private void OutputOfChannels(
+        AttentionPass pass, AttentionOperand q, AttentionOperand k, AttentionOperand v, double scale, nint entering, in ChannelScratch scratch, Tensor output, nint chunks)
     {
         AttentionRun run = pass.Run;
+        long walks = run.Segments * run.Batches * run.Heads;
         Launch(
-            ChannelFile, pass.Reverse ? "linear_attention_channel_bwd_value" : "linear_attention_channel_output", pass.Element,
-            Blocks(run.Segments * run.Batches * run.Heads, ChannelThreads, ChannelOutputShared),
+            GentleWalkFile, pass.Reverse ? "linear_attention_channel_gentle_value" : "linear_attention_channel_gentle_output", pass.Element, Blocks(walks, ChannelPanelThreads, GentleWalkShared),
+            q.Pointer, k.Pointer, v.Pointer, pass.Decay.Pointer, run.Tokens, run.Heads, k.Heads, run.KeyWidth, run.ValueWidth, run.Batches, run.SegmentTokens,
+            (float)scale, entering, output.Pointer, chunks, scratch.Reached, scratch.Stopped);
+        Launch(
+            ChannelFile, pass.Reverse ? "linear_attention_channel_bwd_value" : "linear_attention_channel_output", pass.Element, Blocks(walks, ChannelThreads, ChannelOutputShared),
             q.Pointer, k.Pointer, v.Pointer, pass.Decay.Pointer, (int)pass.Decay.Kind, run.Tokens, run.Heads, k.Heads, run.KeyWidth, run.ValueWidth, run.Batches, run.SegmentTokens,
-            (float)scale, entering, output.Pointer, chunks, (nint)0, (nint)0);  // the walk begins with its segments
+            (float)scale, scratch.Stopped, output.Pointer, chunks, scratch.Reached);
     }
 
     private void ChannelForward(AttentionPass pass, Tensor q, Tensor k, Tensor v, Tensor? initialState, double scale, Tensor o, Tensor? segments)
     {
         (AttentionOperand key, AttentionOperand value) = (AttentionOperand.Of(k), AttentionOperand.Of(v));
-        nint entering = EnterChannels(pass, key, value, 1, initialState, segments, ChannelStates(pass.Run, segments is null ? 1 : 0, chunks: 0).OwnSegments(0));
-        OutputOfChannels(pass, AttentionOperand.Of(q), key, value, scale, entering, o, chunks: 0);
+        ChannelScratch scratch = ChannelStates(pass.Run, segments is null ? 1 : 0, chunks: 0);
+        nint entering = EnterChannels(pass, key, value, 1, initialState, segments, scratch.OwnSegments(0));
+        OutputOfChannels(pass, AttentionOperand.Of(q), key, value, scale, entering, scratch, o, chunks: 0);
     }
 
     /// <summary>dq; the states of its chunks stay in <paramref name="paths"/> where that is given.</summary>
@@ -123,13 +142,30 @@ internal sealed partial class CudaBackend
     {
         (AttentionOperand query, AttentionOperand gradient) = (AttentionOperand.Of(q), AttentionOperand.Of(dO));
         bool decays = dDecay is not null, makesChunks = decays && paths is null, makesEntering = makesChunks && entering is null;
+        bool inOnePass = makesChunks && leaving is null && pass.Run.Segments > 1;
         ChannelScratch scratch = ChannelStates(pass.Run, (leaving is null ? 1 : 0) + (makesEntering ? 1 : 0), makesChunks ? 2 : 1);
-        nint leave = EnterChannels(pass, query, gradient, scale, dFinalState, leaving, scratch.OwnSegments(makesEntering ? 1 : 0));
-        OutputOfChannels(pass, query, AttentionOperand.Of(k), gradient, scale, leave, dv, scratch.ChunkStates(0));
-        if (makesChunks) EnterChunks(pass with { Reverse = false }, k, v, initialState, entering, scratch.OwnSegments(0), scratch.ChunkStates(1));
+        nint leave = scratch.OwnSegments(makesEntering ? 1 : 0);
+        if (inOnePass) EnterBothWays(pass, q, k, v, dO, initialState, dFinalState, scale, entering, scratch, leave);
+        else leave = EnterChannels(pass, query, gradient, scale, dFinalState, leaving, leave);
+        OutputOfChannels(pass, query, AttentionOperand.Of(k), gradient, scale, leave, scratch, dv, scratch.ChunkStates(0));
+        if (makesChunks && !inOnePass) EnterChunks(pass with { Reverse = false }, k, v, initialState, entering, scratch.OwnSegments(0), scratch.ChunkStates(1));
         string kernel = dq is not null ? "linear_attention_channel_bwd_query_key_decay" : decays ? "linear_attention_channel_bwd_key_decay" : "linear_attention_channel_bwd_key";
         ChannelGradients(
             kernel, pass, q.Pointer, k, v, dO, scale, makesChunks ? scratch.ChunkStates(1) : PointerOrNull(paths), scratch.ChunkStates(0), PointerOrNull(dq), dk.Pointer, PointerOrNull(dDecay));
+    }
+
+    /// <summary>The states that enter the chunks (kept as the second of <paramref name="scratch"/>) and those that leave the segments, at <paramref name="leave"/>, from one pass over all operands.</summary>
+    private void EnterBothWays(
+        AttentionPass pass, Tensor q, Tensor k, Tensor v, Tensor dO, Tensor? initialState, Tensor? dFinalState, double scale, Tensor? entering, in ChannelScratch scratch, nint leave)
+    {
+        AttentionRun run = pass.Run;
+        nint enter = entering is null
+            ? EnterChannels(pass with { Reverse = false }, AttentionOperand.Of(k), AttentionOperand.Of(v), 1, initialState, null, scratch.OwnSegments(0)) : SegmentPointer(run, entering);
+        Launch(
+            ChannelStatesFile, "linear_attention_channel_states", pass.Element, Blocks(run.Segments * run.Batches * run.Heads, ChannelPanelThreads, BothStatesShared),
+            q.Pointer, k.Pointer, v.Pointer, dO.Pointer, pass.Decay.Pointer, run.Tokens, run.Heads, run.KeyHeads, run.KeyWidth, run.ValueWidth, run.Batches, run.SegmentTokens,
+            (float)scale, enter, leave, SegmentDecays(run, leave), scratch.ChunkStates(1));
+        Scan(pass, leave, SegmentDecays(run, leave), dFinalState, leave, 0);
     }
 
     public void LinearAttentionBackward(
