@@ -20,11 +20,14 @@ internal sealed class ParameterShards : IParameterResidency, IDisposable
     }
 
     /// <param name="firstReader">Of the parameters in it, as <see cref="ParameterOrder.FirstReader"/> counts.</param>
-    private sealed class Unit(FlatBucket layout, int firstReader, Tensor flat, Tensor shard)
+    private sealed class Unit(FlatBucket layout, int rank, int firstReader, Tensor flat, Tensor shard)
     {
         public int FirstReader { get; } = firstReader;
 
         public FlatBucket Layout { get; } = layout;
+
+        /// <summary>The parts of parameters that lie in the shard.</summary>
+        public FlatSegment[] Segments { get; } = [.. layout.SegmentsOf(rank)];
 
         /// <summary>[Length]; the parameters' values are views of it.</summary>
         public Tensor Flat { get; } = flat;
@@ -44,6 +47,8 @@ internal sealed class ParameterShards : IParameterResidency, IDisposable
     private readonly int _blocks;
     private readonly Queue<Unit> _coming = new(); // stages 1 and 2
     private readonly Unit[] _units;
+    private readonly Unit[] _readFirst; // in the order in which the model reads them
+    private readonly Unit[] _others;
     private readonly List<NamedParameter> _segments = [];
     private readonly Dictionary<string, (FlatBucket Layout, FlatPiece Piece)> _places = new(StringComparer.Ordinal);
 
@@ -60,11 +65,13 @@ internal sealed class ParameterShards : IParameterResidency, IDisposable
         foreach (Unit unit in _units)
         {
             foreach (FlatPiece piece in unit.Layout.Pieces) _places.Add(piece.Parameter.Name, (unit.Layout, piece));
-            foreach (FlatSegment segment in unit.Layout.SegmentsOf(group.Rank))
+            foreach (FlatSegment segment in unit.Segments)
                 _segments.Add(segment.Parameter with { Variable = Variable.Parameter(unit.Shard.Slice(segment.Start, segment.Count)) });
             if (_isDivided) Free(unit);
         }
-        ReadFirst = !_isLate ? ^0.. : _units.TakeWhile(u => u.FirstReader != ParameterOrder.BeforeBlocks).Sum(u => u.Layout.SegmentsOf(group.Rank).Count())..;
+        ILookup<bool, Unit> late = _units.OrderBy(u => u.FirstReader).ToLookup(u => u.FirstReader == ParameterOrder.BeforeBlocks);
+        (_readFirst, _others) = (_isLate ? [.. late[true]] : [], _isLate ? [.. late[false]] : _units);
+        ReadFirst = !_isLate ? ^0.. : _units.TakeWhile(u => u.FirstReader != ParameterOrder.BeforeBlocks).Sum(u => u.Segments.Length)..;
     }
 
     /// <summary>
@@ -91,7 +98,7 @@ internal sealed class ParameterShards : IParameterResidency, IDisposable
         for (int i = 0; i < _units.Length; i++)
         {
             using Tensor sum = gradients.TakeShard(i);
-            foreach (FlatSegment segment in _units[i].Layout.SegmentsOf(_group.Rank))
+            foreach (FlatSegment segment in _units[i].Segments)
                 _segments[next++].Variable.PutGradient(sum.Slice(segment.Start, segment.Count));
         }
     }
@@ -102,24 +109,20 @@ internal sealed class ParameterShards : IParameterResidency, IDisposable
     /// <summary>Call when the segments of <see cref="ReadFirst"/> are updated, and <see cref="PublishOthers"/> when all are: whole parameters become what the ranks made of their shards.</summary>
     public void PublishReadFirst()
     {
-        if (_isLate) Publish(_units.Where(u => u.FirstReader == ParameterOrder.BeforeBlocks), _background);
+        Publish(_readFirst, _background);
     }
 
     /// <inheritdoc cref="PublishReadFirst"/>
     public void PublishOthers()
     {
         if (_isDivided) return; // the next step gathers them
-        if (_isLate)
-        {
-            Publish(_units.Where(u => u.FirstReader != ParameterOrder.BeforeBlocks).OrderBy(u => u.FirstReader), _background);
-            return;
-        }
-        Publish(_units, _group);
+        Publish(_others, _isLate ? _background : _group);
+        if (_isLate) return;
         while (_coming.TryDequeue(out Unit? unit)) Await(unit);
     }
 
     /// <summary>Each is whole when the model reads it, or <see cref="BringAll"/> was called.</summary>
-    private void Publish(IEnumerable<Unit> units, ICommunicator group)
+    private void Publish(Unit[] units, ICommunicator group)
     {
         foreach (Unit unit in units)
         {
@@ -218,10 +221,10 @@ internal sealed class ParameterShards : IParameterResidency, IDisposable
             variable.ReplaceValue(place.View(variable.Shape));
         }
         using Tensor own = flat.Slice(_group.Rank * layout.ShardLength, layout.ShardLength);
-        if (!_isDivided) return new Unit(layout, firstReader, flat, own.Share());
+        if (!_isDivided) return new Unit(layout, _group.Rank, firstReader, flat, own.Share());
         Tensor shard = Tensor.Empty(own.Shape, own.DType, own.Device, MemoryCategory.Parameters);
         flat.Device.Copy(own.Pointer, shard.Pointer, own.Bytes);
-        return new Unit(layout, firstReader, flat, shard);
+        return new Unit(layout, _group.Rank, firstReader, flat, shard);
     }
 
     public void Dispose()
