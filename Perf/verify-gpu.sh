@@ -3,6 +3,7 @@
 # Parts: doctor tests train virtual strategies sanitizer racecheck memory speed step hostcosts (one GPU), strategies two speed2 step2 (two GPUs: threads, processes, NCCL tests). The bundle is made by Perf/bundle.sh.
 # Run from the repository root (its text is the corpus). Prints one PASS or FAIL line per check; exits 1 when one failed.
 set -uo pipefail
+export TESTINGPLATFORM_TELEMETRY_OPTOUT=1 # costs 10 s per test process on a host without network
 bundle=$1; out=$2; shift 2
 work=$(mktemp -d)
 failed=0
