@@ -48,10 +48,13 @@ internal sealed class TcpLink : IDisposable
     }
 
     /// <summary>Waits until what was posted is sent and the peer has finished too: closing earlier could cost it what it has not received, such as why this rank goes.</summary>
-    public void Linger(TimeSpan limit)
+    /// <param name="until">When it waits no longer, as <see cref="Environment.TickCount64"/> counts.</param>
+    public void Linger(long until)
     {
-        _sender.Join(limit);
-        _receiver.Join(limit);
+        _sender.Join(Left());
+        _receiver.Join(Left());
+
+        int Left() => (int)Math.Max(0, until - Environment.TickCount64);
     }
 
     public void Dispose()

@@ -10,8 +10,8 @@ namespace LaspNative.Collectives;
 /// </summary>
 internal sealed class TcpWorld : IDisposable
 {
+    private const int LingerMilliseconds = 2000; // for all links together
     private static readonly TimeSpan s_connectLimit = TimeSpan.FromSeconds(60);
-    private static readonly TimeSpan s_lingerLimit = TimeSpan.FromSeconds(2);
     private readonly object _gate = new();
     private readonly Dictionary<(int Source, long Group, bool Message, long Sequence), TcpFrame> _arrived = [];
     private readonly TcpLink?[] _links;
@@ -85,7 +85,8 @@ internal sealed class TcpWorld : IDisposable
     public void Dispose()
     {
         foreach (TcpLink? link in _links) link?.Finish();
-        foreach (TcpLink? link in _links) link?.Linger(s_lingerLimit);
+        long until = Environment.TickCount64 + LingerMilliseconds;
+        foreach (TcpLink? link in _links) link?.Linger(until);
         foreach (TcpLink? link in _links) link?.Dispose();
     }
 
