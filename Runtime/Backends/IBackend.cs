@@ -268,7 +268,7 @@ public interface IBackend
 
     /// <summary>
     /// ranges of the queries at tokens firstToken, firstToken + 1, ..: from the first token of the query's document to the query itself (causal), or to the document's last token.
-    /// bounds I64 [documents + 1]: where each packed document starts, from 0, and the end of the last; null: the sequence of this many tokens is one.
+    /// bounds I64 [documents + 1]: where each packed document starts, from 0, and the end of the last, which is <paramref name="tokens"/>; null: the sequence of this many tokens is one.
     /// </summary>
     void KeyRanges(Tensor? bounds, long tokens, long firstToken, bool causal, Tensor ranges);
 

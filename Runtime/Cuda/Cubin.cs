@@ -15,15 +15,25 @@ internal static class Cubin
     private const int EntrySizeOffset = 58;
     private const int EntryCountOffset = 60;
     private const int NamesIndexOffset = 62;
-    private const int HeaderSize = 64;
     private const int SectionOffset = 24; // within an entry: where the section's bytes are
 
     private static readonly byte[] s_arguments = ".nv.constant0."u8.ToArray();
 
-    /// <summary>Names of the kernels, in the order of their sections.</summary>
+    /// <summary>Names of the kernels, in the order of their sections. Throws when the image ends before what it tells of.</summary>
     public static IReadOnlyList<string> KernelNames(ReadOnlySpan<byte> image)
     {
-        if (image.Length < HeaderSize) throw new LaspException($"a cubin of {image.Length} bytes is cut off; delete the folder of compiled kernels (LASP_KERNEL_CACHE) and start again");
+        try
+        {
+            return ArgumentSections(image);
+        }
+        catch (ArgumentOutOfRangeException error)
+        {
+            throw new LaspException($"a cubin of {image.Length} bytes is cut off; delete the folder of compiled kernels (LASP_KERNEL_CACHE) and start again", error);
+        }
+    }
+
+    private static List<string> ArgumentSections(ReadOnlySpan<byte> image)
+    {
         ReadOnlySpan<byte> table = image[(int)BinaryPrimitives.ReadInt64LittleEndian(image[TableOffset..])..];
         int size = BinaryPrimitives.ReadUInt16LittleEndian(image[EntrySizeOffset..]), count = BinaryPrimitives.ReadUInt16LittleEndian(image[EntryCountOffset..]);
         int names = BinaryPrimitives.ReadUInt16LittleEndian(image[NamesIndexOffset..]);

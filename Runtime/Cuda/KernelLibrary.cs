@@ -4,7 +4,7 @@ using LaspNative.Runtime.Interop;
 namespace LaspNative.Runtime.Cuda;
 
 /// <summary>
-/// The kernels of one device, compiled and loaded at first use and unloaded with it. A .cu file makes one module per element type; its kernels are extern "C".
+/// The kernels of one device, compiled and loaded at first use and unloaded with it. A .cu file makes one module per element type, or one per kernel where its kernels are compiled alone; kernels are extern "C".
 /// </summary>
 public sealed class KernelLibrary : IDisposable
 {

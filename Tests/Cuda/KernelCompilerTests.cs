@@ -50,7 +50,15 @@ public sealed class KernelCompilerTests : IDisposable
         Gpu.RequireCompiler();
         foreach (string architecture in (string[])["sm_90a", "compute_80"])
             Assert.Equal(["nothing", "scale"], new CompiledKernels("scale.cu", KernelCompiler.Compile(s_scale, [], architecture, cache: null).Image, log: "", fromCache: true).Names.Order());
-        Assert.Contains("20 bytes is cut off", Assert.Throws<LaspException>(() => Cubin.KernelNames(new byte[20])).Message, StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public void An_image_that_is_cut_off_is_told_from_one_without_kernels()
+    {
+        Gpu.RequireCompiler();
+        byte[] image = KernelCompiler.Compile(s_scale, [], "sm_90a", cache: null).Image;
+        foreach (int length in (int[])[1, 40, 63, 64, 200])
+            Assert.Contains($"a cubin of {length} bytes is cut off", Assert.Throws<LaspException>(() => Cubin.KernelNames(image.AsSpan(0, length))).Message, StringComparison.Ordinal);
     }
 
     [Fact]

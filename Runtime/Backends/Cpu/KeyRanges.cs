@@ -7,6 +7,7 @@ internal sealed unsafe partial class CpuBackend
     {
         long count = KeyRangesExtents.Require(bounds, tokens, firstToken, ranges);
         long* starts = bounds is null ? null : (long*)bounds.Pointer, result = (long*)ranges.Pointer;
+        if (bounds is not null && starts[bounds.Count - 1] != tokens) throw new LaspException($"packed documents end at token {starts[bounds.Count - 1]} of a sequence of {tokens}; the last bound is the sequence's length");
         (long start, long end) = bounds is null ? (0, tokens) : (starts[0], starts[1]);
         for (long token = firstToken; token < firstToken + count; token++, result += 2)
         {
