@@ -55,7 +55,7 @@ internal sealed class LocalRuns(AttentionCall call, SavedValue k, SavedValue v, 
             }
             else if (run.Entering is null && IsCut(p))
                 OwnState(piece, run, null, state: null);
-            Backend.LinearAttention(qPiece, piece.K, piece.V, piece.Decay, start, call.Scale, oPiece, run.Entering, RunsOf(p));
+            Backend.LinearAttention(qPiece, piece.K, piece.V, piece.Decay, start, call.Scale, oPiece, run.Entering, PackedRunsOf(p));
         }
     }
 
@@ -83,7 +83,7 @@ internal sealed class LocalRuns(AttentionCall call, SavedValue k, SavedValue v, 
             Tensor? paths = q is null ? null : Paths(piece, run, qPiece, dOPiece);
             Backend.LinearAttentionBackwardQuery(
                 piece.K, piece.V, dOPiece, piece.Decay, p.IsFirst ? piece.Initial : entering, call.Scale, dqPiece, run.Entering, paths is null ? null : qPiece.OrNull, paths,
-                RunsOf(p));
+                PackedRunsOf(p));
         }
     }
 
@@ -97,7 +97,7 @@ internal sealed class LocalRuns(AttentionCall call, SavedValue k, SavedValue v, 
             using TensorLease qPiece = Of(q, p), dOPiece = Of(dO, p), dkPiece = Of(dk, p), dvPiece = Of(dv, p);
             using TensorLease d = Leaving(p, leaving, dFinalState);
             FindLeaving(piece, run, q, dO);
-            Backend.LinearAttentionBackwardKeyValue(qPiece, piece.K, piece.V, dOPiece, piece.Decay, d.OrNull, call.Scale, dkPiece, dvPiece, run.Leaving, RunsOf(p));
+            Backend.LinearAttentionBackwardKeyValue(qPiece, piece.K, piece.V, dOPiece, piece.Decay, d.OrNull, call.Scale, dkPiece, dvPiece, run.Leaving, PackedRunsOf(p));
         }
     }
 
@@ -119,7 +119,7 @@ internal sealed class LocalRuns(AttentionCall call, SavedValue k, SavedValue v, 
             FindLeaving(piece, run, q, dO);
             Backend.LinearAttentionBackwardKeyValueDecay(
                 qPiece, piece.K, piece.V, dOPiece, piece.Decay!, p.IsFirst ? piece.Initial : entering, d.OrNull, call.Scale, dkPiece, dvPiece, dDecayPiece,
-                run.Entering, run.Leaving, run.Paths, RunsOf(p));
+                run.Entering, run.Leaving, run.Paths, PackedRunsOf(p));
             run.Paths?.Dispose();
             run.Paths = null;
         }
@@ -136,7 +136,7 @@ internal sealed class LocalRuns(AttentionCall call, SavedValue k, SavedValue v, 
             using TensorLease d = Leaving(p, leaving: null, dFinalState);
             Backend.LinearAttentionBackward(
                 qPiece, piece.K, piece.V, dOPiece, piece.Decay!, piece.Initial, d.OrNull, call.Scale, dqPiece, dkPiece, dvPiece, dDecayPiece, run.Entering, run.Leaving,
-                RunsOf(p));
+                PackedRunsOf(p));
         }
     }
 
@@ -153,7 +153,7 @@ internal sealed class LocalRuns(AttentionCall call, SavedValue k, SavedValue v, 
             using TensorLease d = Leaving(p, leaving, dFinalState);
             using TensorLease part = perHead ? TensorLease.Own(Tensor.Empty(dDecay.Shape, dDecay.DType, call.Device)) : Of(dDecay, p);
             Backend.LinearAttentionBackwardDecay(
-                qPiece, piece.K, piece.V, dOPiece, piece.Decay!, p.IsFirst ? piece.Initial : entering, d.OrNull, call.Scale, part, run.Entering, run.Leaving, RunsOf(p));
+                qPiece, piece.K, piece.V, dOPiece, piece.Decay!, p.IsFirst ? piece.Initial : entering, d.OrNull, call.Scale, part, run.Entering, run.Leaving, PackedRunsOf(p));
             if (perHead) Backend.AddScaled(part, 1, dDecay);
         }
     }
@@ -182,12 +182,12 @@ internal sealed class LocalRuns(AttentionCall call, SavedValue k, SavedValue v, 
 
     /// <summary>What a piece leaves, entered with <paramref name="start"/> (null: zero, and it leaves M).</summary>
     private void OwnState(Piece piece, Run run, Tensor? start, Tensor? state) =>
-        Backend.LinearAttentionState(piece.K, piece.V, piece.Decay, state, Segments(ref run.Entering, run.Tokens), start, RunsOf(run.Tokens));
+        Backend.LinearAttentionState(piece.K, piece.V, piece.Decay, state, Segments(ref run.Entering, run.Tokens), start, PackedRunsOf(run.Tokens));
 
     private void OwnGradient(Piece piece, DocumentPiece p, Tensor q, Tensor dO, Tensor? dFinal, Tensor? dState, Tensor? segments)
     {
         using TensorLease qPiece = Of(q, p), dOPiece = Of(dO, p);
-        Backend.LinearAttentionBackwardState(qPiece, dOPiece, piece.Decay, call.Scale, dState, segments, dFinal, RunsOf(p));
+        Backend.LinearAttentionBackwardState(qPiece, dOPiece, piece.Decay, call.Scale, dState, segments, dFinal, PackedRunsOf(p));
     }
 
     /// <summary>The segments' own gradients of a piece, where the device cuts it and no earlier phase has found them.</summary>
@@ -202,7 +202,7 @@ internal sealed class LocalRuns(AttentionCall call, SavedValue k, SavedValue v, 
     private bool IsCut(DocumentPiece p) => p.Count == 1 && SegmentCount(p) > 1;
 
     /// <summary>The documents of a piece that has several.</summary>
-    private PackedRuns? RunsOf(DocumentPiece p) => p.Count == 1 ? null : _wholeDocuments ??= call.Documents!.Runs(p);
+    private PackedRuns? PackedRunsOf(DocumentPiece p) => p.Count == 1 ? null : _wholeDocuments ??= call.Documents!.Runs(p);
 
     /// <summary>The segments of a piece, kept from now on; null where the device does not cut it.</summary>
     private Tensor? Segments(ref Tensor? kept, DocumentPiece p) =>

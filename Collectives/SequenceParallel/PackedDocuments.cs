@@ -82,9 +82,6 @@ public sealed record PackedDocuments
     /// <summary>The documents of a piece as runs, which begin with it.</summary>
     public PackedRuns Runs(DocumentPiece piece) => new([.. Enumerable.Range(piece.Document, piece.Count).Select(d => Start(d) - Start(piece.Document)), piece.Length]);
 
-    /// <summary>Whether a document starts within tokens [start, start + length): then nothing passes through them.</summary>
-    public bool StartsWithin(long start, long length) => Pieces(start, length).Any(p => p.IsFirst);
-
     public bool Equals(PackedDocuments? other) => other is not null && _boundaries.AsSpan().SequenceEqual(other._boundaries);
 
     public override int GetHashCode() => HashCode.Combine(Count, Tokens);

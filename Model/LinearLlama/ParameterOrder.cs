@@ -9,12 +9,11 @@ internal sealed class ParameterOrder
     public const int BeforeBlocks = -1;
 
     private readonly Dictionary<NamedParameter, int> _readers = [];
-    private readonly NamedParameter[] _outside;
 
     public ParameterOrder(IReadOnlyList<NamedParameter> before, IReadOnlyList<IReadOnlyList<NamedParameter>> blocks, IReadOnlyList<NamedParameter> behind)
     {
         Blocks = blocks;
-        _outside = [.. before, .. behind];
+        Outside = [.. before, .. behind];
         foreach (NamedParameter parameter in before) _readers.Add(parameter, BeforeBlocks);
         for (int block = 0; block < blocks.Count; block++)
             foreach (NamedParameter parameter in blocks[block]) _readers.Add(parameter, block);
@@ -25,7 +24,7 @@ internal sealed class ParameterOrder
     public IReadOnlyList<IReadOnlyList<NamedParameter>> Blocks { get; }
 
     /// <summary>Those that belong to no block.</summary>
-    public IReadOnlyList<NamedParameter> Outside => _outside;
+    public IReadOnlyList<NamedParameter> Outside { get; }
 
     /// <summary>Who reads a parameter first: <see cref="BeforeBlocks"/>, a block, or the number of blocks: behind them.</summary>
     public int FirstReader(NamedParameter parameter) => _readers[parameter];

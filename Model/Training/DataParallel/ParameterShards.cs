@@ -47,8 +47,8 @@ internal sealed class ParameterShards : IParameterResidency, IDisposable
     private readonly int _blocks;
     private readonly Queue<Unit> _coming = new(); // stages 1 and 2
     private readonly Unit[] _units;
-    private readonly Unit[] _readFirst; // in the order in which the model reads them
-    private readonly Unit[] _others;
+    private readonly Unit[] _readFirst; // those of ReadFirst
+    private readonly Unit[] _others; // in the order in which the model reads them, where it waits for each
     private readonly List<NamedParameter> _segments = [];
     private readonly Dictionary<string, (FlatBucket Layout, FlatPiece Piece)> _places = new(StringComparer.Ordinal);
 
@@ -69,9 +69,10 @@ internal sealed class ParameterShards : IParameterResidency, IDisposable
                 _segments.Add(segment.Parameter with { Variable = Variable.Parameter(unit.Shard.Slice(segment.Start, segment.Count)) });
             if (_isDivided) Free(unit);
         }
-        ILookup<bool, Unit> late = _units.OrderBy(u => u.FirstReader).ToLookup(u => u.FirstReader == ParameterOrder.BeforeBlocks);
-        (_readFirst, _others) = (_isLate ? [.. late[true]] : [], _isLate ? [.. late[false]] : _units);
-        ReadFirst = !_isLate ? ^0.. : _units.TakeWhile(u => u.FirstReader != ParameterOrder.BeforeBlocks).Sum(u => u.Segments.Length)..;
+        bool ComesFirst(Unit unit) => _isLate && unit.FirstReader == ParameterOrder.BeforeBlocks;
+        _readFirst = [.. _units.Where(ComesFirst)];
+        _others = !_isLate ? _units : [.. _units.Where(u => !ComesFirst(u)).OrderBy(u => u.FirstReader)];
+        ReadFirst = _units.TakeWhile(u => !ComesFirst(u)).Sum(u => u.Segments.Length)..;
     }
 
     /// <summary>
@@ -107,10 +108,7 @@ internal sealed class ParameterShards : IParameterResidency, IDisposable
     public Range ReadFirst { get; }
 
     /// <summary>Call when the segments of <see cref="ReadFirst"/> are updated, and <see cref="PublishOthers"/> when all are: whole parameters become what the ranks made of their shards.</summary>
-    public void PublishReadFirst()
-    {
-        Publish(_readFirst, _background);
-    }
+    public void PublishReadFirst() => Publish(_readFirst, _background);
 
     /// <inheritdoc cref="PublishReadFirst"/>
     public void PublishOthers()
