@@ -1,5 +1,5 @@
-// What the Hopper kernels of linear attention with one decay for all channels share: sub-chunks of 64 tokens as panels of wgmma.cuh, filled in advance by a warpgroup that does nothing else, the decay
-// of a sub-chunk as tables, left operands weighted in registers, and results written by whole rows. Tensors are bf16, and their rows start at multiples of 16 bytes.
+// What the Hopper kernels of linear attention share: sub-chunks of 64 tokens as panels of wgmma.cuh, filled in advance by a warpgroup that does nothing else, results written by whole rows, and, for one decay
+// of all channels, that of a sub-chunk as tables and left operands weighted in registers. Tensors are bf16, and their rows start at multiples of 16 bytes.
 // Warpgroup 0 produces; the others consume, and each holds 64 rows of a state (or of its transpose) in registers while the sub-chunks pass by.
 #ifndef LASP_ATTENTION_PANELS
 #define LASP_ATTENTION_PANELS

@@ -16,7 +16,7 @@ typedef Tile<SLAB> SlabTile;
 constexpr int WIDE_BYTES = CHUNK * WideTile::ROW_BYTES, STATE_BYTES = WIDTH * SlabTile::ROW_BYTES, SLAB_BYTES = CHUNK * SlabTile::ROW_BYTES, SUMS_BYTES = ROW_BLOCKS * SLAB * 4;
 constexpr int V = 0, OUT = V + WIDE_BYTES, ENTERING = OUT + WIDE_BYTES, LEAVING = ENTERING + STATE_BYTES, KEYS = LEAVING + STATE_BYTES, QUERIES = KEYS + SLAB_BYTES;
 constexpr int SCORES = QUERIES + SLAB_BYTES, DECAYS = SCORES + SLAB_BYTES, ARRIVING = DECAYS + SUMS_BYTES, DEPARTING = ARRIVING + SUMS_BYTES, MIDDLE = DEPARTING + SUMS_BYTES;
-constexpr int THROUGH = MIDDLE + SUMS_BYTES;         // WARPS * SLAB floats
+constexpr int THROUGH = MIDDLE + SUMS_BYTES;        // WARPS * SLAB floats
 constexpr int PARKED = THROUGH + WARPS * SLAB * 4;  // 16 floats of each thread: 112640 bytes in all
 
 __device__ __forceinline__ int lane_of() { return threadIdx.x % WARP; }
