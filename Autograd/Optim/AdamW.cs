@@ -91,7 +91,7 @@ public sealed class AdamW : IDisposable
         Update(.., learningRate, gradientScale);
     }
 
-    /// <summary>As <see cref="Step"/>, in two launches; <paramref name="between"/> is called between them, and what it starts for the first parameters need not wait for the others.</summary>
+    /// <summary>As <see cref="Step"/>, in two launches (three where the first parameters have others before and behind them); <paramref name="between"/> is called behind the first, and what it starts for its parameters need not wait for the others.</summary>
     /// <param name="first">The parameters of the first launch, by their places in the list given to the constructor.</param>
     public void StepInTwo(double learningRate, Tensor? gradientScale, Range first, Action between)
     {

@@ -1,5 +1,3 @@
-using System.Collections.Concurrent;
-
 namespace LaspNative.Collectives;
 
 /// <summary>
@@ -11,7 +9,7 @@ internal sealed class ThreadMeeting : IDisposable
     private readonly Barrier _barrier;
     private readonly object?[] _told;
     private readonly CancellationToken _failed;
-    private readonly ConcurrentDictionary<(int Split, int First), ThreadMeeting> _parts = new();
+    private readonly Dictionary<(int Split, int First), ThreadMeeting> _parts = [];
     private readonly int[] _splits; // that each rank has taken part in
 
     /// <param name="failed">Cancelled when a rank has failed.</param>
@@ -51,7 +49,14 @@ internal sealed class ThreadMeeting : IDisposable
     public ThreadMeeting? Part(int rank, int[] ranks)
     {
         int split = _splits[rank]++;
-        return Array.IndexOf(ranks, rank) < 0 ? null : _parts.GetOrAdd((split, ranks[0]), _ => new ThreadMeeting(ranks.Length, _failed));
+        if (Array.IndexOf(ranks, rank) < 0) return null;
+        lock (_parts)
+        {
+            if (_parts.TryGetValue((split, ranks[0]), out ThreadMeeting? known)) return known;
+            var part = new ThreadMeeting(ranks.Length, _failed); // by the first of them
+            _parts.Add((split, ranks[0]), part);
+            return part;
+        }
     }
 
     public void Dispose()
