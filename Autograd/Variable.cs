@@ -71,7 +71,7 @@ public sealed class Variable : IDisposable
     {
         ArgumentNullException.ThrowIfNull(value);
         if (gradient is { } type && type != value.DType && type != value.DType.Accumulator())
-            throw new LaspException($"the gradient of {value.DType} values cannot be collected in {type}; use {value.DType} or {value.DType.Accumulator()}");
+            throw new LaspException($"the gradient of {value.DType} values cannot be collected in {type}; use their type or {value.DType.Accumulator()}");
         return new Variable(value, requiresGradient: true, tape: null, value.Device, gradient);
     }
 

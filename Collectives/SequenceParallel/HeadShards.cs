@@ -19,7 +19,7 @@ internal sealed class HeadShards(SequenceCall call)
     {
         long largest = (long)BigInteger.GreatestCommonDivisor(call.Heads, call.KeyHeads);
         if (largest % call.Group.Size != 0)
-            throw new LaspException($"ulysses cannot divide {call.Heads} query and {call.KeyHeads} key/value heads among {call.Group.Size} ranks; the largest number of ranks it can use is {largest}");
+            throw new LaspException($"ulysses cannot divide {call.Heads} query and {call.KeyHeads} key/value heads among {call.Group.Size} ranks; use a number that divides both: the largest number of ranks it can use is {largest}");
     }
 
     /// <summary>Each rank is sent its heads of this rank's tokens.</summary>

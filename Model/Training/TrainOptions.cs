@@ -74,7 +74,8 @@ public sealed record TrainOptions
         Config.Validate();
         Recomputation.Validate();
         if (!DType.IsFloat()) throw new LaspException($"a model cannot compute in {DType}; use fp32 or bf16");
-        if (GradientDType is { } gradient && gradient != DType && gradient != DType.Accumulator()) throw new LaspException($"gradients of a model in {DType} cannot be collected in {gradient}; use {DType} or {DType.Accumulator()}");
+        if (GradientDType is { } gradient && gradient != DType && gradient != DType.Accumulator())
+            throw new LaspException($"gradients of a model in {DType} cannot be collected in {gradient}; leave out --gradient-dtype, or train in {gradient} too (--dtype)");
         if (StopAfter < 1) throw new LaspException($"the run is to stop after step {StopAfter}; steps count from 1");
         if (CheckpointEvery < 0) throw new LaspException($"a checkpoint every {CheckpointEvery} steps is not possible; use 0 for one at the end only");
         if (DataParallel < 1) throw new LaspException($"{DataParallel} data-parallel groups cannot be; use 1 or more");

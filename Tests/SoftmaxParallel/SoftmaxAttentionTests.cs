@@ -98,7 +98,7 @@ public class SoftmaxAttentionTests
             using Problem p = new(rank.Device, 16);
             using Variable output = SoftmaxAttention.Apply(p.Q, p.K, p.V, rank.World, strategy);
         })).Message;
-        Assert.Equal("ulysses cannot divide 4 query and 2 key/value heads among 3 ranks; the largest number of ranks it can use is 2", Error(SoftmaxUlysses.Default));
+        Assert.Equal("ulysses cannot divide 4 query and 2 key/value heads among 3 ranks; use a number that divides both: the largest number of ranks it can use is 2", Error(SoftmaxUlysses.Default));
         Assert.Contains("use allgather", Error(SoftmaxSerial.Default));
     }
 
