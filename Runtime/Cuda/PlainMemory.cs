@@ -3,7 +3,7 @@ using LaspNative.Runtime.Interop;
 namespace LaspNative.Runtime.Cuda;
 
 /// <summary>
-/// Device memory of its own, outside the pool: allocated and freed at once, which waits for the GPU, and open to streams that wait for numbers in it. For what lives as long as its owner.
+/// Device memory of its own, outside the pool: allocated and freed at once, which waits for the GPU, and open to streams that wait for numbers in it. For what lives as long as its owner. The device's ledger does not know it.
 /// </summary>
 internal sealed class PlainMemory : IDisposable
 {

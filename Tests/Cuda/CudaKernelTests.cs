@@ -105,7 +105,9 @@ public class CudaKernelTests
         CudaKernel kernel = device.Kernels.Load(KernelCompiler.Compile(s_source, [], "compute_80", cache: null), "arguments");
         using Tensor y = Tensor.Empty([10], DType.F32, device);
         kernel.Launch(device.Stream, new LaunchShape(1, 1, 1, 32), 1, 2L, 3f, 4.0, y.Pointer, 5u);
-        device.Synchronize();
+        var values = new double[5];
+        device.CopyToHost(y.Pointer, System.Runtime.InteropServices.MemoryMarshal.AsBytes(values.AsSpan()));
+        Assert.Equal([1, 2, 3, 4, 5], values);
     }
 
     [Fact]
