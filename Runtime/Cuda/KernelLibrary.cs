@@ -1,4 +1,5 @@
 using System.Collections.Concurrent;
+using System.Runtime.ExceptionServices;
 using LaspNative.Runtime.Interop;
 
 namespace LaspNative.Runtime.Cuda;
@@ -42,21 +43,37 @@ public sealed class KernelLibrary : IDisposable
     /// </summary>
     public void LoadAll(params ReadOnlySpan<DType> elements)
     {
+        foreach ((DType element, CompiledKernels compiled) in CompileAll(Architecture, elements))
+            foreach (string kernel in compiled.Names) Get(Path.GetFileNameWithoutExtension(compiled.File), kernel, element);
+    }
+
+    /// <summary>What <see cref="LoadAll"/> loads; needs no GPU. Throws the first error as it was.</summary>
+    internal static (DType Element, CompiledKernels Compiled)[] CompileAll(string architecture, params ReadOnlySpan<DType> elements)
+    {
         var all = new List<(string File, string? Kernel, DType Element)>();
         foreach (DType element in elements) all.AddRange(KernelCompiler.Files.SelectMany(file => Units(file, element)));
         all.Sort((a, b) => (a.Kernel is null).CompareTo(b.Kernel is null));
-        var compiled = new CompiledKernels[all.Count];
-        Parallel.ForEach(Partitioner.Create(Enumerable.Range(0, all.Count), EnumerablePartitionerOptions.NoBuffering), i => compiled[i] = Compile(all[i].File, all[i].Kernel, all[i].Element));
-        for (int i = 0; i < compiled.Length; i++)
-            foreach (string kernel in compiled[i].Names) Get(Path.GetFileNameWithoutExtension(all[i].File), kernel, all[i].Element);
+        var compiled = new (DType, CompiledKernels)[all.Count];
+        try
+        {
+            Parallel.ForEach(
+                Partitioner.Create(Enumerable.Range(0, all.Count), EnumerablePartitionerOptions.NoBuffering),
+                i => compiled[i] = (all[i].Element, Compile(all[i].File, all[i].Kernel, all[i].Element, architecture)));
+        }
+        catch (AggregateException errors)
+        {
+            // Most often every file fails alike, where the compiler is missing or does not know the architecture.
+            ExceptionDispatchInfo.Throw(errors.InnerExceptions[0]);
+        }
+        return compiled;
     }
 
     /// <summary>What a file is compiled in. The kernels that are compiled alone are there for bf16 only.</summary>
     private static IEnumerable<(string File, string? Kernel, DType Element)> Units(string file, DType element) =>
         element == DType.BF16 && KernelCompiler.CompiledAlone(file) is { Count: > 0 } kernels ? kernels.Select(k => (file, (string?)k, element)) : [(file, null, element)];
 
-    private CompiledKernels Compile(string file, string? kernel, DType element) =>
-        kernel is null ? KernelCompiler.Compile(file, KernelCompiler.DefinesFor(element), Architecture) : KernelCompiler.CompileFor(file, kernel, element, Architecture);
+    private static CompiledKernels Compile(string file, string? kernel, DType element, string architecture) =>
+        kernel is null ? KernelCompiler.Compile(file, KernelCompiler.DefinesFor(element), architecture) : KernelCompiler.CompileFor(file, kernel, element, architecture);
 
     private CudaKernel Load(string file, string kernel, DType element)
     {

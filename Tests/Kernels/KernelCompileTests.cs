@@ -61,6 +61,14 @@ public sealed class KernelCompileTests
     }
 
     [Fact]
+    public void CompilingAllThrowsTheFirstErrorAsItWas()
+    {
+        Gpu.RequireCompiler();
+        KernelCompilationException error = Assert.Throws<KernelCompilationException>(() => KernelLibrary.CompileAll("sm_1", DType.F32, DType.BF16));
+        Assert.Contains("does not compile for --gpu-architecture=sm_1", error.Message, StringComparison.Ordinal);
+    }
+
+    [Fact]
     public void EveryFileOpensWithItsContract()
     {
         foreach (string file in KernelCompiler.Files)
