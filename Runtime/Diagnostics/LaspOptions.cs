@@ -5,7 +5,7 @@ namespace LaspNative.Runtime;
 /// </summary>
 /// <param name="Debug">LASP_DEBUG=1: stack traces on errors.</param>
 /// <param name="TraceAllocations">LASP_TRACE_ALLOCATIONS=1: keep the call stack of every live allocation, to name leaks.</param>
-/// <param name="KernelCache">LASP_KERNEL_CACHE=DIR: where compiled kernels and the fastest algorithms of matrix products are kept; "off" keeps none. Default: the user's cache folder.</param>
+/// <param name="KernelCache">LASP_KERNEL_CACHE=DIR: where compiled kernels (until nobody has used them for 30 days) and the fastest algorithms of matrix products are kept; "off" keeps none. Default: the user's cache folder.</param>
 /// <param name="GemmTuning">LASP_GEMM_TUNING=0: large matrix products take the algorithm that cuBLASLt's heuristic names, not the fastest of several as measured at their first use.</param>
 /// <param name="NvrtcPath">LASP_NVRTC=FILE: the NVRTC library to load instead of the versions searched for.</param>
 /// <param name="OpenBlas">LASP_OPENBLAS=0: never use OpenBLAS, even when it is installed; =FILE: load this one.</param>

@@ -167,4 +167,18 @@ public sealed class KernelCompilerTests : IDisposable
         Assert.Equal(["LASP_ELEMENT_F32=1"], KernelCompiler.DefinesFor(DType.F32));
         Assert.Throws<LaspException>(() => KernelCompiler.DefinesFor(DType.F64));
     }
+
+    [Fact]
+    public void Entries_that_nobody_has_read_for_a_month_are_deleted()
+    {
+        var compiled = new CompiledKernels("scale.cu", ".visible .entry scale("u8.ToArray(), log: "", fromCache: false);
+        var cache = new KernelCache(_folder);
+        foreach (string key in (string[])["young", "read", "forgotten"]) cache.Write(key, compiled);
+        File.SetLastWriteTimeUtc(cache.FileOf("young"), DateTime.UtcNow.AddDays(-29));
+        foreach (string key in (string[])["read", "forgotten"]) File.SetLastWriteTimeUtc(cache.FileOf(key), DateTime.UtcNow.AddDays(-31));
+        Assert.Equal(["scale"], cache.Read("read", "scale.cu")!.Names);
+        new KernelCache(_folder).Write("new", compiled); // the first of a process
+        Assert.Equal(["new", "read", "young"], Directory.GetFiles(_folder).Select(Path.GetFileNameWithoutExtension).Order(StringComparer.Ordinal));
+        Assert.Null(cache.Read("forgotten", "scale.cu"));
+    }
 }
