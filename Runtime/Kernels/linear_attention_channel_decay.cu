@@ -11,7 +11,7 @@
 // A chunk is gentle where no channel decays through it by more than GENTLE, none grows, and it has at least 16 rows. Walks with output begin where linear_attention_channel_gentle has ended: at the segment's
 // first chunk that is not gentle, or not at all.
 // Launch, all: 512 threads, one block per (segment, b, h), h fastest; shared memory as Layout of channel_decay_operands.cuh says.
-#include "channel_decay_operands.cuh"
+#include "channel_decay_gentle_operands.cuh"
 #if LASP_ELEMENT_BF16 && __CUDA_ARCH__ >= 900
 
 // ---- The state, transposed: warp (e, d) of 4 x 4 holds columns 32 e of E by channels 32 d ----
