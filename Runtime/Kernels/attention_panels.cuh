@@ -205,6 +205,24 @@ __device__ __forceinline__ void weigh_summands(const unsigned (&x)[STEPS][4], co
         }
 }
 
+// ---- Products that both walks with output begin with ----
+
+// Starts two groups of products of a sub-chunk: the scores of its far rows (keys) with this consumer's near rows (queries), and in sum what the state that enters, as bf16 left operands, gives to all near rows.
+template <int D, int OWN> __device__ __forceinline__ void start_scores_and_entering(
+    unsigned far, unsigned near, unsigned own_near, const unsigned (&entering)[D / SUMMANDS][4], Sums<OWN>& scores, Sums<TILE>& sum)
+{
+    begin_products();
+#pragma unroll
+    for (int step = 0; step < D / SUMMANDS; ++step) {
+        const unsigned panel = step / STEPS * PANEL_BYTES;
+        product<ALONG, ALONG>(along(far, step % STEPS, panel), along(own_near, step % STEPS, panel), step > 0, scores);
+    }
+    commit_products();
+#pragma unroll
+    for (int step = 0; step < D / SUMMANDS; ++step) product<ALONG>(entering[step], along(near, step % STEPS, step / STEPS * PANEL_BYTES), step > 0, sum);
+    commit_products();
+}
+
 #endif
 
 #endif

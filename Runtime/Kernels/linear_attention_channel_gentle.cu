@@ -128,16 +128,7 @@ __device__ __forceinline__ void pass_chunk(unsigned stage, unsigned score_panel,
     unsigned entering[WIDTH / SUMMANDS][4], values[STEPS][4];
 #pragma unroll
     for (int step = 0; step < WIDTH / SUMMANDS; ++step) pack_sums(state, step, entering[step]);
-    begin_products();
-#pragma unroll
-    for (int step = 0; step < WIDTH / SUMMANDS; ++step) {
-        const unsigned panel = step / STEPS * PANEL_BYTES;
-        product<ALONG, ALONG>(along(far, step % STEPS, panel), along(own_near, step % STEPS, panel), step > 0, scores);
-    }
-    commit_products();
-#pragma unroll
-    for (int step = 0; step < WIDTH / SUMMANDS; ++step) product<ALONG>(entering[step], along(near, step % STEPS, step / STEPS * PANEL_BYTES), step > 0, sum);
-    commit_products();
+    start_scores_and_entering<WIDTH>(far, near, own_near, entering, scores, sum);
     load_transposed(stage + VALUES + consumer() * PANEL_BYTES, values);
     begin_products();
 #pragma unroll

@@ -108,16 +108,7 @@ template <int D, int E, bool PATHS> struct OutputWalk {
         if constexpr (PATHS)
 #pragma unroll
             for (int step = 0; step < D / SUMMANDS; ++step) kept[step * WARPGROUP] = make_uint4(entering[step][0], entering[step][1], entering[step][2], entering[step][3]);
-        begin_products();
-#pragma unroll
-        for (int step = 0; step < D / SUMMANDS; ++step) {
-            const unsigned panel = step / STEPS * PANEL_BYTES;
-            product<ALONG, ALONG>(along(k_panels, step % STEPS, panel), along(own_queries, step % STEPS, panel), step > 0, scores);
-        }
-        commit_products();
-#pragma unroll
-        for (int step = 0; step < D / SUMMANDS; ++step) product<ALONG>(entering[step], along(q_panels, step % STEPS, step / STEPS * PANEL_BYTES), step > 0, sum);
-        commit_products();
+        start_scores_and_entering<D>(k_panels, q_panels, own_queries, entering, scores, sum);
 
         load_transposed(v_panel, values);
         weigh_summands(values, table.to_exit, 1.0f, weighted);
