@@ -6,7 +6,7 @@
 //     dv  x keys, y queries       a = wk k     b = wq q     c = dO
 // wq, wk are fp32 factors per token and query head, or per channel too; null counts as 1. They apply before the products, in fp32.
 // a [B, X, Ha, inner]; b [B, Y, Hb, inner]; c [B, Y, Hc, width]; each has H heads or a divisor of H, and head h reads h / (H / Ha) and so on.
-// out [B, X, H, width] fp32, per query head, added to. fp32 throughout, y ascending: deterministic.
+// out [B, X, H, width] fp32, per query head, added to. fp32 throughout, y ascending: deterministic. Most bf16 heads run linear_attention_block_mma.cu.
 // Launch: 256 threads; one block per (64 tokens x, b, h, 128 columns of the output), the last fastest.
 #include "product_tiles.cuh"
 

@@ -48,6 +48,38 @@ __device__ __forceinline__ void correlate(unsigned a_tile, int a_first, unsigned
     }
 }
 
+// A strip's rows as left operands of D columns, kept in registers: for a that meets many b.
+template <int D> struct HeldRows { unsigned at[D / 16][4]; };
+
+template <int A_ROWS, int D, int STRIPS> __device__ __forceinline__ void load_rows(unsigned a_tile, int a_first, HeldRows<D> (&rows)[STRIPS])
+{
+    const int lane = threadIdx.x % WARP;
+    const TilePlace<A_ROWS> place(a_tile, a_first + lane % 16, lane / 16);
+#pragma unroll
+    for (int s = 0; s < STRIPS; ++s)
+#pragma unroll
+        for (int step = 0; step < D / 16; ++step) load_matrices(place.at(2 * step, 16 * s), rows[s].at[step]);
+}
+
+// sums += a b^T over D columns, COLUMNS rows of b from b_first on.
+template <int B_ROWS, int D, int COLUMNS, int STRIPS> __device__ __forceinline__ void correlate(const HeldRows<D> (&a)[STRIPS], unsigned b_tile, int b_first, Strip<COLUMNS> (&sums)[STRIPS])
+{
+    const int lane = threadIdx.x % WARP;
+    const TilePlace<B_ROWS> right(b_tile, b_first + lane % 8 + lane / 16 * 8, lane / 8 % 2);
+#pragma unroll
+    for (int step = 0; step < D / 16; ++step)
+#pragma unroll
+        for (int block = 0; block < COLUMNS / 8; block += 2) {
+            unsigned b[4];  // of rows 8 block and on, and of the next 8
+            load_matrices(right.at(2 * step, 8 * block), b);
+#pragma unroll
+            for (int s = 0; s < STRIPS; ++s) {
+                multiply_add(a[s].at[step], b[0], b[1], sums[s].at[block]);
+                multiply_add(a[s].at[step], b[2], b[3], sums[s].at[block + 1]);
+            }
+        }
+}
+
 // out += left x, left rounded to bf16; x is ROWS rows from x_first on, a multiple of 8, and D columns.
 template <int X_ROWS, int ROWS, int D, int STRIPS>
 __device__ __forceinline__ void multiply(const Strip<ROWS> (&left)[STRIPS], unsigned x_tile, int x_first, Strip<D> (&out)[STRIPS])

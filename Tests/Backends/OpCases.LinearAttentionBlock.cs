@@ -31,6 +31,10 @@ public static partial class OpCases
         new(130, 200, 128, 96, Hk: 1, Weights: BlockWeights.PerHead),
         new(200, 130, 16, 16, H: 3, Hk: 1, Weights: BlockWeights.PerChannel),
         new(100, 100, 256, 256),
+        new(130, 200, 64, 48, Hk: 1, Weights: BlockWeights.PerHead),
+        new(129, 257, 128, 128),
+        new(257, 129, 64, 128, B: 2, H: 4, Weights: BlockWeights.PerHead),
+        new(257, 140, 104, 72, B: 2, H: 4, Weights: BlockWeights.PerChannel),
     ];
 
     private static void AddLinearAttentionBlocks()

@@ -37,6 +37,7 @@ public static partial class OpCases
         "linear attention N=300 D=16 E=24 B=1 H=4 Hk=2 decay=0.1 with states in 3 documents",
         "left product C=65 M=130 D=5 E=7 B=2 H=4 Hk=2 weights=PerChannel",
         "left product C=130 M=65 D=128 E=96 B=1 H=2 Hk=2 weights=PerChannel",
+        "left product C=130 M=200 D=64 E=48 B=1 H=2 Hk=1 weights=PerHead",
         "softmax attention causal C=65 M=65 D=64 E=64 B=1 H=4 Hk=2",
         "softmax attention causal C=385 M=385 D=128 E=128 B=1 H=4 Hk=2",
         "softmax attention causal at 200 C=170 M=127+130+113 D=128 E=128 B=1 H=2 Hk=1",

@@ -67,13 +67,19 @@ public class StrategyVirtualRankTests : StrategyGpuContract
     [MemberData(nameof(Bf16Cases))]
     public void Bf16_errs_at_most_twice_as_much_as_the_naive_op(string strategy, int w, DecayKind decay) => AssertBf16(strategy, w, decay);
 
-    /// <summary>Long chunks of wide heads: there the gradient of the decay shares passes with the other gradients, which lie in two phases of the exchange.</summary>
+    /// <summary>
+    /// Long chunks of wide heads: there the gradient of the decay shares passes with the other gradients, which lie in two phases of the exchange; in a ring, what passes between ranks is made on tensor
+    /// cores by several blocks.
+    /// </summary>
     [Theory]
     [InlineData("serial", 1, DecayKind.Token)]
     [InlineData("lasp2", 2, DecayKind.Token)]
     [InlineData("zeco", 2, DecayKind.Token)]
+    [InlineData("ring", 2, DecayKind.Head)]
+    [InlineData("ring", 2, DecayKind.Token)]
     [InlineData("serial", 1, DecayKind.Channel)]
     [InlineData("lasp2", 2, DecayKind.Channel)]
+    [InlineData("ring", 2, DecayKind.Channel)]
     public void A_decay_is_learned_over_long_chunks(string strategy, int w, DecayKind decay) =>
         new StrategyCase(w, 300 * w, DType.BF16) { Strategy = strategy, Decay = decay, H = 2, Hk = 2, D = 64, E = 64 }.AssertWithinTwiceNaive(World(w));
 

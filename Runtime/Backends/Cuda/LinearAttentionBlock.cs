@@ -2,7 +2,7 @@ namespace LaspNative.Runtime.Cuda;
 
 /// <summary>
 /// Left products of linear attention between two runs, without mask and state. The output and the three gradients are one walk of linear_attention_block.cu with the tensors
-/// in other places: out_x += w_x scale sum_y (a_x . b_y) c_y.
+/// in other places: out_x += w_x scale sum_y (a_x . b_y) c_y. What tensor cores take goes to LinearAttentionBlockTensorCores.cs.
 /// </summary>
 internal sealed partial class CudaBackend
 {
@@ -21,6 +21,11 @@ internal sealed partial class CudaBackend
     {
         RequireBlock(q, k, v, queryWeights, keyWeights);
         RequireShape(o, DType.F32, q.Shape.WithLast(v.Shape[3]));
+        if (FitsBlockMma(q, k, v, queryWeights, keyWeights, o))
+        {
+            BlockOnMma(q, k, v, queryWeights, keyWeights, scale, o);
+            return;
+        }
         BlockSide queries = new(q.Shape[1], queryWeights), keys = new(k.Shape[1], keyWeights);
         WalkBlock(q, k, v, queries, keys, weightedProducts: true, scale, o);
     }
@@ -33,6 +38,11 @@ internal sealed partial class CudaBackend
         RequireShape(dq, DType.F32, q.Shape);
         RequireShape(dk, DType.F32, [q.Shape[0], k.Shape[1], q.Shape[2], q.Shape[3]]);
         RequireShape(dv, DType.F32, [q.Shape[0], k.Shape[1], q.Shape[2], v.Shape[3]]);
+        if (FitsBlockMma(q, k, v, dO, queryWeights, keyWeights, dq, dk, dv))
+        {
+            BlockBackwardOnMma(q, k, v, dO, queryWeights, keyWeights, scale, dq, dk, dv);
+            return;
+        }
         BlockSide queries = new(q.Shape[1], queryWeights), keys = new(k.Shape[1], keyWeights);
         WalkBlock(dO, v, k, queries, keys, weightedProducts: false, scale, dq);
         WalkBlock(v, dO, q, keys, queries, weightedProducts: false, scale, dk);
