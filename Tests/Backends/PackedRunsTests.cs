@@ -45,6 +45,17 @@ public class PackedRunsTests
         Assert.InRange(cuts, 5, 35); // of both kinds
     }
 
+    /// <summary>Where cutting gains nothing a run stays whole, but for what a row can count.</summary>
+    [Fact]
+    public void No_segment_has_more_tokens_than_its_row_can_count()
+    {
+        using Device device = Device.Open("cpu:1");
+        using var runs = new PackedRuns(0, (1L << 31) + 100, (1L << 31) + 164);
+        PackedCut cut = PackedCut.Of(runs, heads: 1, blocksAtOnce: 1, everyState: false, device);
+        CheckCut(runs, cut, everyState: false);
+        Assert.InRange(cut.Segments, 3, 4);
+    }
+
     private static void CheckCut(PackedRuns runs, PackedCut cut, bool everyState)
     {
         var rows = new (long First, int Tokens, int State)[cut.Segments];

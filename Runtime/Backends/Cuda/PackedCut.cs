@@ -9,7 +9,8 @@ internal sealed class PackedCut : IDisposable
     /// <summary>Words of a SegmentRow and of a RunRow.</summary>
     private const int SegmentWords = 2, RunWords = 4;
 
-    private const long ShortestSegment = 256;
+    /// <summary>A SegmentRow counts tokens in 31 bits, and the segments of a run may be half as long again as was aimed at.</summary>
+    private const long ShortestSegment = 256, LongestSegment = 1L << 30;
 
     private readonly Tensor _rows;
     private readonly long _states;
@@ -59,12 +60,12 @@ internal sealed class PackedCut : IDisposable
     public static PackedCut Of(PackedRuns runs, long heads, int blocksAtOnce, bool everyState, Device device) =>
         runs.Keep((device, heads, blocksAtOnce, everyState), () => new PackedCut(runs, heads, blocksAtOnce, everyState, device));
 
-    /// <summary>The cut, of halves of halves of all tokens, that costs least.</summary>
+    /// <summary>The cut, of halves of halves of all tokens (or of as many as a segment may have), that costs least.</summary>
     private static long BestSegment(PackedRuns runs, long heads, int blocksAtOnce)
     {
-        long best = runs.Tokens;
+        long longest = Math.Min(runs.Tokens, LongestSegment), best = longest;
         double least = double.PositiveInfinity;
-        for (long segment = runs.Tokens; segment >= ShortestSegment || segment == runs.Tokens; segment /= 2)
+        for (long segment = longest; segment >= ShortestSegment || segment == longest; segment /= 2)
         {
             double cost = CostOf(runs, segment, heads, blocksAtOnce);
             if (cost < AttentionRun.WorthIt * least) (best, least) = (segment, cost);
@@ -75,17 +76,23 @@ internal sealed class PackedCut : IDisposable
     /// <summary>Blocks run in waves, the longest first; a wave lasts as long as its first block.</summary>
     private static double CostOf(PackedRuns runs, long segmentTokens, long heads, int blocksAtOnce)
     {
-        var lengths = new List<long>();
-        long states = 0;
-        for (int i = 0; i < runs.Count; i++)
+        var cuts = new (long Segment, long Count)[runs.Count];
+        for (int i = 0; i < cuts.Length; i++)
         {
-            long tokens = runs.Length(i), segment = EvenSegment(tokens, segmentTokens), count = (tokens + segment - 1) / segment;
-            for (long n = 0; n < count; n++) lengths.Add(segment);
+            long tokens = runs.Length(i), segment = EvenSegment(tokens, segmentTokens);
+            cuts[i] = (segment, (tokens + segment - 1) / segment);
+        }
+        Array.Sort(cuts, (a, b) => b.Segment.CompareTo(a.Segment));
+        double chunks = 0;
+        long blocks = 0, waves = 0, states = 0;
+        foreach ((long segment, long count) in cuts)
+        {
+            blocks += count * heads;
+            long begun = (blocks + blocksAtOnce - 1) / blocksAtOnce; // so far
+            chunks += (begun - waves) * (double)segment / AttentionRun.Tile;
+            waves = begun;
             if (count > 1) states += count * heads;
         }
-        lengths.Sort((a, b) => b.CompareTo(a));
-        double chunks = 0;
-        for (long block = 0; block < lengths.Count * heads; block += blocksAtOnce) chunks += (double)lengths[(int)(block / heads)] / AttentionRun.Tile;
         return AttentionRun.Cost(states > 0, chunks, states);
     }
 
