@@ -16,7 +16,7 @@ internal sealed class CommonOptions
 
     public Option<int?> Ranks { get; } = OptionKinds.Whole("--ranks", "Ranks that each sequence is divided among. [default: 1]", "W", 1);
 
-    public Option<bool> VirtualRanks { get; } = new("--virtual-ranks") { Description = "Let all ranks share one GPU." };
+    public Option<bool> VirtualRanks { get; } = new("--virtual-ranks") { Description = "Let all ranks share one GPU; on the CPU they share it anyway." };
 
     public Option<int?> DataParallel { get; } = OptionKinds.Whole("--dp", "Groups of such ranks that share the batch: DP x W ranks in all. [default: 1]", "DP", 1);
 
