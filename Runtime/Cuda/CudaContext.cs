@@ -13,6 +13,7 @@ public sealed partial class CudaContext : IDisposable
     private static CUresult? s_initialized;
 
     private readonly bool _retained;
+    private readonly Lazy<NumaNode?> _hostNode;
     private long _hostWaits;
     private int _disposed;
 
@@ -21,6 +22,7 @@ public sealed partial class CudaContext : IDisposable
         Handle = handle;
         Gpu = gpu;
         _retained = retained;
+        _hostNode = new(() => NumaNode.Of(AddressOf(gpu)));
     }
 
     /// <summary>The CUcontext.</summary>
@@ -31,6 +33,9 @@ public sealed partial class CudaContext : IDisposable
 
     /// <summary>As the driver calls it: "NVIDIA H200".</summary>
     internal string GpuName => NameOf(Gpu);
+
+    /// <summary>The processors beside the GPU; null where the host has one NUMA node, or names none.</summary>
+    internal NumaNode? HostNode => _hostNode.Value;
 
     /// <summary>How often a host thread has waited here for the GPU.</summary>
     internal long HostWaits => Volatile.Read(ref _hostWaits);
@@ -130,6 +135,15 @@ public sealed partial class CudaContext : IDisposable
         byte* name = stackalloc byte[Length];
         CudaDriver.cuDeviceGetName(name, Length, gpu).Check();
         return Marshal.PtrToStringUTF8((nint)name) ?? "";
+    }
+
+    /// <summary>On the bus: 0000:1b:00.0.</summary>
+    private static unsafe string AddressOf(int gpu)
+    {
+        const int Length = 64;
+        byte* address = stackalloc byte[Length];
+        CudaDriver.cuDeviceGetPCIBusId(address, Length, gpu).Check();
+        return Marshal.PtrToStringUTF8((nint)address) ?? "";
     }
 
     internal void CountHostWait() => Interlocked.Increment(ref _hostWaits);

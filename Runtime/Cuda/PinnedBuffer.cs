@@ -2,7 +2,7 @@ using LaspNative.Runtime.Interop;
 
 namespace LaspNative.Runtime.Cuda;
 
-/// <summary>Page-locked host memory: the GPU copies from and to it without the host's help, so that such copies are truly asynchronous.</summary>
+/// <summary>Page-locked host memory: the GPU copies from and to it without the host's help, so that such copies are truly asynchronous. Of the GPU's own NUMA node, where the host has several.</summary>
 public sealed class PinnedBuffer : IDisposable
 {
     private readonly CudaContext _context;
@@ -22,6 +22,7 @@ public sealed class PinnedBuffer : IDisposable
         ArgumentNullException.ThrowIfNull(context);
         ArgumentOutOfRangeException.ThrowIfNegativeOrZero(bytes);
         context.MakeCurrent();
+        using NumaNode.Stay stay = context.HostNode?.Enter() ?? default;
         CUresult result = CudaDriver.cuMemHostAlloc(out nint pointer, (nuint)bytes, CudaDriver.CU_MEMHOSTALLOC_PORTABLE);
         if (result == CUresult.CUDA_ERROR_OUT_OF_MEMORY) return null;
         result.Check("cuMemHostAlloc");

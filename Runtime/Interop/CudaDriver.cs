@@ -41,6 +41,9 @@ internal static unsafe partial class CudaDriver
     public static partial CUresult cuDeviceGetName(byte* name, int length, int device);
 
     [LibraryImport(Library)]
+    public static partial CUresult cuDeviceGetPCIBusId(byte* address, int length, int device);
+
+    [LibraryImport(Library)]
     public static partial CUresult cuDeviceGetAttribute(out int value, CUdevice_attribute attribute, int device);
 
     [LibraryImport(Library, EntryPoint = "cuDeviceTotalMem_v2")]
