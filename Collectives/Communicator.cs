@@ -25,6 +25,14 @@ public abstract class Communicator : ICommunicator
 
     public virtual bool LeavesComputeAlone => true;
 
+    public virtual bool LeavesSquares(CollectiveKind kind, Tensor source) => false;
+
+    public virtual void TakeSquares(Tensor total)
+    {
+        ArgumentNullException.ThrowIfNull(total);
+        Device.Backend.Fill(0, total);
+    }
+
     public CommunicationCounters Counters { get; } = new();
 
     public CommunicationWork AllGather(Tensor source, Tensor destination)

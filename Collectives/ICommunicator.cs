@@ -21,6 +21,18 @@ public interface ICommunicator : IDisposable
     /// <summary>Whether long messages take nothing from what is computed meanwhile, so that they are best waited for as late as can be. NCCL's blocks take multiprocessors.</summary>
     bool LeavesComputeAlone => true;
 
+    /// <summary>
+    /// Whether this rank's own kernels add up its part of a sum (<see cref="AllReduce"/>, <see cref="ReduceScatter(Tensor, Tensor)"/>) of such a tensor, and leave the squares for <see cref="TakeSquares"/>.
+    /// The same answer on all ranks.
+    /// </summary>
+    bool LeavesSquares(CollectiveKind kind, Tensor source) => false;
+
+    /// <summary>
+    /// total = the sum of squares over the parts that this rank has added up since the last call, [1] in fp32, for a norm that reads no sum again; 0 where none left their squares. An element is part of one
+    /// rank's alone, so that the ranks' totals add up to the whole. What was started must have been waited for.
+    /// </summary>
+    void TakeSquares(Tensor total) => total.Device.Backend.Fill(0, total);
+
     /// <summary>Bytes and messages sent by this rank, by operation.</summary>
     CommunicationCounters Counters { get; }
 

@@ -8,6 +8,18 @@ public sealed partial class NcclCommunicator
 {
     public override bool LeavesComputeAlone => _shards is not null;
 
+    public override bool LeavesSquares(CollectiveKind kind, Tensor source)
+    {
+        ArgumentNullException.ThrowIfNull(source);
+        return kind != CollectiveKind.AllGather && _shards?.Takes(kind, source) == true;
+    }
+
+    public override void TakeSquares(Tensor total)
+    {
+        if (_shards is { } shards) shards.TakeSquares(total);
+        else base.TakeSquares(total);
+    }
+
     private protected override CommunicationWork Start(CollectiveKind kind, Tensor source, Tensor destination, int root)
     {
         if (source.Count == 0) return CommunicationWork.Done;

@@ -11,7 +11,7 @@ namespace LaspNative.Collectives;
 ///   all-reduce       the one, and piece by piece the other
 /// An element is summed once, by its owner, in the order of the ranks, whatever the operation and however it was cut: all ranks, and all stages of ZeRO, get the same bits.
 /// Additions run in the compute stream, where they displace nothing, and late: those of a reduction are queued when <see cref="Late"/> others have started behind it, or when it is waited for. By then
-/// the parts have come, and the compute stream finds them.
+/// the parts have come, and the compute stream finds them. The last addition leaves the sums' squares, so that a norm need not read the sums again.
 /// </summary>
 internal sealed class PeerShards : IDisposable
 {
@@ -37,8 +37,8 @@ internal sealed class PeerShards : IDisposable
     private readonly CudaEvent _computed;
     private readonly Stack<CudaEvent> _idle = [];
     private readonly Queue<Reduction> _open = new(); // whose additions are not all queued
-    private readonly CudaKernel _addF32;
-    private readonly CudaKernel _addBF16;
+    private readonly (CudaKernel F32, CudaKernel BF16) _add, _addSquaring;
+    private readonly Tensor _squares; // of what was added up since they were taken, in fp32: one number per block of an addition
     private readonly int[] _peers; // each rank begins with the next one
     private uint _summed; // the last piece of which all was added
 
@@ -49,8 +49,9 @@ internal sealed class PeerShards : IDisposable
         _computed = new CudaEvent(device.Context);
         _parts = new PeerPieces(memory, _send, start: 0, firstFlag: 0, PartSlots, partBytes);
         _sums = new PeerPieces(memory, _share, PeerPieces.BytesFor(Size, PartSlots, partBytes), PeerPieces.FlagsFor(Size), SumSlots, partBytes);
-        _addF32 = device.Kernels.Get("elementwise", "add", DType.F32);
-        _addBF16 = device.Kernels.Get("elementwise", "add", DType.BF16);
+        _add = (device.Kernels.Get("elementwise", "add", DType.F32), device.Kernels.Get("elementwise", "add", DType.BF16));
+        _addSquaring = (device.Kernels.Get("reductions", "add_squaring", DType.F32), device.Kernels.Get("reductions", "add_squaring", DType.BF16));
+        _squares = Tensor.Zeros([(partBytes / DType.BF16.Size() / IBackend.SquaresGrain) + 1], DType.F32, device, MemoryCategory.Workspace);
         _peers = [.. Enumerable.Range(1, Size - 1).Select(step => (Rank + step) % Size)];
     }
 
@@ -83,13 +84,25 @@ internal sealed class PeerShards : IDisposable
         _ => ReduceAll(source),
     };
 
+    /// <summary>As <see cref="ICommunicator.TakeSquares"/>.</summary>
+    public void TakeSquares(Tensor total)
+    {
+        if (_open.Count > 0) throw new InvalidOperationException($"rank {Rank} asks for the squares of sums of which {_open.Count} were not waited for");
+        _device.Backend.Sum(_squares, total);
+        _device.Backend.Fill(0, _squares);
+    }
+
     public void Abort()
     {
         _parts.Abort();
         _sums.Abort();
     }
 
-    public void Abandon() => _memory.Abandon();
+    public void Abandon()
+    {
+        _memory.Abandon();
+        _squares.Dispose();
+    }
 
     /// <summary>Blocks the host until what was queued has run.</summary>
     public void Drain()
@@ -102,6 +115,7 @@ internal sealed class PeerShards : IDisposable
     public void Dispose()
     {
         _memory.Dispose();
+        _squares.Dispose();
         _computed.Dispose();
         foreach (CudaEvent idle in _idle) idle.Dispose();
         _send.Dispose();
@@ -231,7 +245,7 @@ internal sealed class PeerShards : IDisposable
             {
                 // Until this rank's own part is in, the sum stays where the first rank's part came: the target may be the own part.
                 nint into = rank < owner.Rank ? sum : target + (nint)(_added * shards.PieceBytes);
-                Add(sum, PartOf(rank, number), into);
+                Add(sum, PartOf(rank, number), into, isLast: rank == owner.Size - 1);
                 sum = into;
             }
             owner.Follow(owner._share);
@@ -254,10 +268,15 @@ internal sealed class PeerShards : IDisposable
 
         private nint PartOf(int rank, uint number) => rank == owner.Rank ? shards.At(rank, _added) : owner._parts.At(number, rank);
 
-        private void Add(nint a, nint b, nint y)
+        private void Add(nint a, nint b, nint y, bool isLast)
         {
             long count = shards.Length(owner.Rank, _added) / type.Size();
-            if (count > 0) (type == DType.F32 ? owner._addF32 : owner._addBF16).Launch(owner._device.Stream, LaunchShape.For((count + 7) / 8, AddThreads), a, b, count, y);
+            if (count == 0) return;
+            (CudaKernel f32, CudaKernel bf16) = isLast ? owner._addSquaring : owner._add;
+            CudaKernel kernel = type == DType.F32 ? f32 : bf16;
+            LaunchShape shape = LaunchShape.For((count + 7) / 8, AddThreads);
+            if (isLast) kernel.Launch(owner._device.Stream, shape, a, b, count, y, owner._squares.Pointer);
+            else kernel.Launch(owner._device.Stream, shape, a, b, count, y);
         }
     }
 

@@ -14,6 +14,10 @@ internal sealed class WaitMeter(ICommunicator group, WaitAccount account) : ICom
 
     public bool LeavesComputeAlone => group.LeavesComputeAlone;
 
+    public bool LeavesSquares(CollectiveKind kind, Tensor source) => group.LeavesSquares(kind, source);
+
+    public void TakeSquares(Tensor total) => group.TakeSquares(total);
+
     public CommunicationCounters Counters => group.Counters;
 
     public CommunicationWork AllGather(Tensor source, Tensor destination) => Metered(group.AllGather(source, destination));

@@ -1,5 +1,5 @@
-// The sum of a flat tensor, and the sum of squares over many, in fp64: first one partial sum per block, then one block adds the partials.
-// Launch: sum_partial and squares_partial with any number of blocks of 256 threads, reduction_final with one block of 256.
+// The sum of a flat tensor, and the sum of squares over many, in fp64: first one partial sum per block, then one block adds the partials. And a sum of two tensors that leaves its squares.
+// Launch: sum_partial and squares_partial with any number of blocks of 256 threads, reduction_final with one block of 256, add_squaring with one thread per 8 elements in blocks of 256.
 // Deterministic: what a block adds, and the order within it, depend on the counts of elements and blocks alone.
 #include "common.cuh"
 
@@ -76,4 +76,25 @@ KERNEL reduction_final(const double* partials, int count, int accumulate, float*
     for (int i = threadIdx.x; i < count; i += blockDim.x) sum += partials[i];
     sum = block_reduce(sum, 0.0, scratch, Sum());
     if (threadIdx.x == 0) result[0] = (float)(sum + (accumulate ? (double)result[0] : 0.0));
+}
+
+// y = a + b          squares[block] += sum of y*y, of y as it is stored, over the block's elements. Launches that follow one another go on adding to the same squares. y may take the place of a source.
+KERNEL __launch_bounds__(THREADS) add_squaring(const element* a, const element* b, int64 count, element* y, float* squares)
+{
+    __shared__ double scratch[WARP];
+    float sum = 0.0f;
+    for_each_element(count, packs_fit(PACK, a, b, y), [&](int64 i, auto lanes) {
+        auto p = load(a + i, lanes);
+        const auto q = load(b + i, lanes);
+#pragma unroll
+        for (int j = 0; j < lanes.count; ++j) p.at[j] += q.at[j];
+        Stored<element, lanes.count> stored;
+        pack(p, stored);
+        put(stored, y + i);
+        p = unpack(stored);
+#pragma unroll
+        for (int j = 0; j < lanes.count; ++j) sum = fmaf(p.at[j], p.at[j], sum);
+    });
+    const double total = block_reduce((double)sum, 0.0, scratch, Sum());
+    if (threadIdx.x == 0) squares[blockIdx.x] = (float)(total + (double)squares[blockIdx.x]);
 }

@@ -105,6 +105,7 @@ public static partial class OpCases
                 Call = (backend, t) => backend.AddSumOfSquares([t("x"), t("y"), t("z")], t("result")),
                 Oracle = v => Results(("result", [7 + v("x").Concat(v("y")).Concat(v("z")).Sum(a => a * a)])),
             };
+            AddAddSquaring(shape, Array.ConvertAll(x, Math.Round), Array.ConvertAll(y, Math.Round));
             foreach (GateActivation activation in Enum.GetValues<GateActivation>()) AddGatedLinearUnit(activation, shape, x, y, z);
         }
         AddExtremes();
@@ -112,6 +113,27 @@ public static partial class OpCases
         AddRope(b: 2, n: 7, h: 3, d: 10, first: 5);
         AddRope(b: 1, n: 66, h: 2, d: 64, first: 3_000_001);
         AddRope(b: 1, n: 9, h: 1, d: 272, first: 17);
+    }
+
+    /// <summary>Whole numbers, so that no sum and no square is rounded in any type. Once more in place: the squares go on growing, from ones.</summary>
+    private static void AddAddSquaring(Shape shape, double[] a, double[] b)
+    {
+        long numbers = (shape.Count / IBackend.SquaresGrain) + 2; // more than are needed
+        s_rows[$"add squaring {shape.Count}"] = () => new OpCase
+        {
+            Operands = [T("a", shape, a), T("b", shape, b), T("y", shape), Acc("squares", [numbers], [.. Enumerable.Repeat(1.0, (int)numbers)]), Acc("all", [1])],
+            Call = (backend, t) =>
+            {
+                backend.AddSquaring(t("a"), t("b"), t("y"), t("squares"));
+                backend.AddSquaring(t("a"), t("b"), t("a"), t("squares"));
+                backend.Sum(t("squares"), t("all"));
+            },
+            Oracle = v =>
+            {
+                double[] y = ElementwiseOracle.Map(v("a"), v("b"), (x, z) => x + z);
+                return Results(("y", y), ("a", y), ("all", [numbers + (2 * y.Sum(x => x * x))]));
+            },
+        };
     }
 
     private static void AddGatedLinearUnit(GateActivation activation, Shape shape, double[] gate, double[] up, double[] dy)

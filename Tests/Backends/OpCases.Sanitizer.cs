@@ -74,6 +74,7 @@ public static partial class OpCases
         "embedding backward 300x129 of 70 I64",
         "sum 5003",
         "add sum of squares 5003",
+        "add squaring 5003",
         "count reciprocal 1",
         "clip factor 4 1 1",
         "adamw step 1 gradient T",

@@ -7,7 +7,7 @@ namespace LaspNative.Tests.Collectives;
 
 /// <summary>
 /// Long sums and gathers by copy engines, bit by bit: more of them, and more pieces, than are under way at once, shards that do not divide into pieces nor pieces into 16 bytes, in place and not.
-/// Values are random, so that a sum in another order than the ranks' shows.
+/// Values are random, so that a sum in another order than the ranks' shows. And the squares that the sums leave, over all ranks: each element once, as it was rounded.
 /// </summary>
 internal static class PeerShardsCheck
 {
@@ -29,15 +29,27 @@ internal static class PeerShardsCheck
             CommunicationWork[] sums = [shards.Start(CollectiveKind.ReduceScatter, inPlace, own), shards.Start(CollectiveKind.AllReduce, whole, whole), shards.Start(CollectiveKind.ReduceScatter, source, apart)];
             if (round % 2 == 0) Array.Reverse(sums); // waited for in any order
             foreach (CommunicationWork sum in sums) sum.Wait();
+            double squares = Squares(shards, rank);
             CommunicationWork[] gathers = [shards.Start(CollectiveKind.AllGather, apart, gathered), shards.Start(CollectiveKind.AllGather, own, inPlace)];
             foreach (CommunicationWork gather in gathers) gather.Wait();
             float[] expected = SumOf(rank, dtype, round, length * rank.Size);
             Same(expected, inPlace, "scattered in place and gathered");
             Same(expected, gathered, "scattered and gathered");
-            Same(SumOf(rank, dtype, round, (length * rank.Size) - 1), whole, "summed for all");
+            float[] expectedWhole = SumOf(rank, dtype, round, (length * rank.Size) - 1);
+            Same(expectedWhole, whole, "summed for all");
+            double expectedSquares = (2 * expected.Sum(x => (double)x * x)) + expectedWhole.Sum(x => (double)x * x);
+            Assert.InRange(squares / expectedSquares, 1 - 1e-6, 1 + 1e-6);
         }
         shards.Drain();
         rank.World.Barrier();
+    }
+
+    private static double Squares(PeerShards shards, RankContext rank)
+    {
+        using Tensor squares = Tensor.Empty([1], DType.F32, rank.Device);
+        shards.TakeSquares(squares);
+        rank.World.AllReduce(squares).Wait();
+        return squares.ToDoubles()[0];
     }
 
     /// <summary>The sum in the order of the ranks, rounded after each.</summary>

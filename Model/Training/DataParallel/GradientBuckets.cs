@@ -31,12 +31,16 @@ internal sealed class GradientBuckets : IDisposable
         public Tensor? Shard { get; set; }
 
         public CommunicationWork? Work { get; set; }
+
+        /// <summary>Whether whoever adds it up leaves the sum's squares.</summary>
+        public bool LeavesSquares { get; set; }
     }
 
     private readonly ICommunicator _group;
     private readonly ZeroStage _stage;
     private readonly Bucket[] _buckets;
     private readonly Dictionary<Variable, (Bucket Bucket, FlatPiece Piece)> _places = [];
+    private readonly Tensor[] _toSquare;
     private int _started;
     private int _waited;
 
@@ -53,6 +57,7 @@ internal sealed class GradientBuckets : IDisposable
                 piece.Parameter.Variable.GradientCompleted = Complete;
             }
         }
+        _toSquare = new Tensor[_places.Count];
     }
 
     /// <summary>
@@ -79,6 +84,28 @@ internal sealed class GradientBuckets : IDisposable
             (bucket.Flat, bucket.Missing) = (null, bucket.Layout.Pieces.Count);
         }
         (_started, _waited) = (0, 0);
+    }
+
+    /// <summary>Whether each rank knows the squares of its own part of the gradients, rather than every rank those of all.</summary>
+    public bool DivideSquares => _buckets.Length > 0 && (_stage != ZeroStage.None || Array.Exists(_buckets, b => b.LeavesSquares));
+
+    /// <summary>
+    /// sum = the sum of squares over this rank's part of the summed gradients, [1] in fp32 (fp64); over the ranks they add up to the whole gradient's. Call it where <see cref="DivideSquares"/>, behind
+    /// <see cref="Finish"/> and before <see cref="TakeShard"/>. What this rank's kernels have added up has left its squares; the rest is read, by the first rank where all have it.
+    /// </summary>
+    public void SquaredNorm(Tensor sum)
+    {
+        _group.TakeSquares(sum);
+        int count = 0;
+        foreach (Bucket bucket in _buckets)
+        {
+            if (bucket.LeavesSquares) continue;
+            if (bucket.Shard is { } shard) _toSquare[count++] = shard;
+            else if (_group.Rank == 0)
+                foreach (FlatPiece piece in bucket.Layout.Pieces) _toSquare[count++] = piece.Parameter.Variable.Gradient!;
+        }
+        if (count > 0) sum.Device.Backend.AddSumOfSquares(_toSquare.AsSpan(0, count), sum);
+        _toSquare.AsSpan(0, count).Clear();
     }
 
     /// <summary>The rank's shard of a bucket's summed gradient, [ShardLength]; the caller's from here on.</summary>
@@ -119,6 +146,7 @@ internal sealed class GradientBuckets : IDisposable
     private void Start(Bucket bucket)
     {
         Tensor flat = bucket.Flat!;
+        bucket.LeavesSquares = _group.LeavesSquares(_stage == ZeroStage.None ? CollectiveKind.AllReduce : CollectiveKind.ReduceScatter, flat);
         if (_stage == ZeroStage.None)
         {
             bucket.Work = _group.AllReduce(flat);

@@ -40,15 +40,20 @@ internal sealed class ModelReplica : IDisposable
     public GradientBuckets Gradients { get; }
 
     /// <summary>
-    /// sum = the sum of squares over the whole gradient, [1] in fp32 (fp64), the same on every rank. Call after backward, on every rank; where gradients are divided it takes one message of
-    /// one number.
+    /// sum = the sum of squares over the whole gradient, [1] in fp32 (fp64), the same on every rank. Call once after backward, on every rank; where ranks know the squares of different parts it takes one message
+    /// of one number.
     /// </summary>
     public void SquaredNorm(Tensor sum)
     {
+        if (!Gradients.DivideSquares)
+        {
+            sum.Device.Backend.Fill(0, sum);
+            _optimizer.AddSquaredNorm(sum);
+            return;
+        }
+        Gradients.SquaredNorm(sum);
         _shards?.TakeGradients(Gradients);
-        sum.Device.Backend.Fill(0, sum);
-        _optimizer.AddSquaredNorm(sum);
-        if (_shards is not null) _group.AllReduce(sum).Wait();
+        _group.AllReduce(sum).Wait();
     }
 
     /// <summary>

@@ -24,6 +24,14 @@ internal sealed unsafe partial class CpuBackend
         foreach (Tensor x in tensors) AddSumOfSquares(x, result);
     }
 
+    public void AddSquaring(Tensor a, Tensor b, Tensor y, Tensor squares)
+    {
+        Add(a, b, y);
+        if (y.Count == 0) return;
+        using Tensor first = squares.Slice(0, 1);
+        AddSumOfSquares(y, first);
+    }
+
     private void AddSumOfSquares(Tensor x, Tensor result)
     {
         RequireType(result, x.DType.Accumulator());

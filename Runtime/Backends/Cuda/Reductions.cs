@@ -2,7 +2,7 @@ using System.Runtime.InteropServices;
 
 namespace LaspNative.Runtime.Cuda;
 
-/// <summary>Sums over whole tensors, in two stages of fp64 (reductions.cu).</summary>
+/// <summary>Sums over whole tensors, in two stages of fp64, and a sum of two that leaves its squares (reductions.cu).</summary>
 internal sealed partial class CudaBackend
 {
     private const string ReductionsFile = "reductions";
@@ -50,6 +50,17 @@ internal sealed partial class CudaBackend
         nint table = Upload<SquaresEntry>(_squares.AsSpan(0, tensors.Length), beyond: ReductionBlocks * sizeof(double), out nint partials);
         Launch(ReductionsFile, "squares_partial", DType.F32, Blocks(blocks, BlockThreads), table, chunks, partials);
         Finish(partials, blocks, accumulate: true, result);
+    }
+
+    public void AddSquaring(Tensor a, Tensor b, Tensor y, Tensor squares)
+    {
+        RequireElement(a);
+        RequireSame(a, b);
+        RequireSame(a, y);
+        RequireType(squares, DType.F32);
+        long needed = CeilDivide(y.Count, IBackend.SquaresGrain);
+        if (squares.Count < needed) throw new LaspException($"the squares of {y.Count} elements need {needed} numbers, got {squares.Count}");
+        Launch(ReductionsFile, "add_squaring", a.DType, PerPack(a.Count), a.Pointer, b.Pointer, a.Count, y.Pointer, squares.Pointer);
     }
 
     private void Finish(nint partials, long blocks, bool accumulate, Tensor result) =>
