@@ -37,6 +37,12 @@ public abstract class Function
         }
     }
 
+    /// <summary>
+    /// Whether <see cref="Backward"/> may be called twice, first for gradients of values and at the end of the pass for those of parameters (<see cref="Tape.PostponeParameters"/>);
+    /// <see cref="BackwardPass.Wants"/> says for which.
+    /// </summary>
+    internal virtual bool InTwoParts => false;
+
     /// <summary>Saves the value of an input for backward: kept, or made again by the function that made it. Disposed when this function's backward has run.</summary>
     protected SavedValue Save(Variable input)
     {
@@ -93,7 +99,7 @@ public abstract class Function
 
     /// <summary>
     /// Reads the output gradients from <paramref name="pass"/> and gives each wanted input its own.
-    /// Runs at most once, after every consumer of the outputs.
+    /// Runs at most once, or once for each part (<see cref="InTwoParts"/>), after every consumer of the outputs.
     /// </summary>
     protected internal abstract void Backward(BackwardPass pass);
 
@@ -184,12 +190,21 @@ public abstract class Function
     internal static Variable Absent { get; } = new(null, requiresGradient: false, tape: null, device: null!);
 }
 
+/// <summary>Which gradients a call of <see cref="Function.Backward"/> is for.</summary>
+internal enum GradientPart
+{
+    All,
+    Values,
+    Parameters,
+}
+
 /// <summary>What a function sees of the backward pass: gradients of its outputs in, gradients of its inputs out.</summary>
 public readonly struct BackwardPass
 {
     private readonly Function _function;
+    private readonly GradientPart _part;
 
-    internal BackwardPass(Function function) => _function = function;
+    internal BackwardPass(Function function, GradientPart part) => (_function, _part) = (function, part);
 
     /// <summary>Gradient of output <paramref name="index"/>; null when none reached it. Borrowed: share it to keep it.</summary>
     public Tensor? Output(int index) => _function.Outputs[index].GradientInValueType();
@@ -206,8 +221,8 @@ public readonly struct BackwardPass
     /// <summary>Gradient of a single-element output, [1]; null where it is the 1 that a backward pass starts with by default. Borrowed.</summary>
     public Tensor? OutputFactor(int index) => _function.Outputs[index].IsDefaultRoot ? null : RequiredOutput(index);
 
-    /// <summary>Whether input <paramref name="index"/> wants a gradient.</summary>
-    public bool Wants(int index) => _function.Inputs[index].RequiresGradient;
+    /// <summary>Whether input <paramref name="index"/> wants a gradient from this call.</summary>
+    public bool Wants(int index) => _function.Inputs[index] is { RequiresGradient: true } input && (_part == GradientPart.All || input.IsLeaf == (_part == GradientPart.Parameters));
 
     /// <summary>Uninitialised memory of the shape and dtype of input <paramref name="index"/>, for its gradient.</summary>
     public Tensor Empty(int index)

@@ -70,6 +70,9 @@ public sealed class SavedValue : IDisposable
         _tensor = null;
     }
 
+    /// <summary>Makes a value again that was let go. To be called in backward where the value is read only when the function that makes it has run backwards.</summary>
+    public void Wake() => _ = Tensor;
+
     public void Dispose()
     {
         if (_disposed) return;

@@ -31,11 +31,13 @@ public sealed class Tape : IDisposable
     private readonly bool _isExplicit;
     private readonly bool _records;
     private readonly List<Variable> _parameters = [];
+    private readonly Queue<Function> _postponed = new(); // whose first part has run
     private List<Function> _functions;
     private List<Variable> _variables;
     private Tape? _mergedInto;
     private int _openHandles;
     private State _state;
+    private bool _postpones;
 
     public Tape() : this(isExplicit: true, records: true) { }
 
@@ -157,6 +159,16 @@ public sealed class Tape : IDisposable
         tape.Add(new BackwardPoint(action), requiresGradient: true);
     }
 
+    /// <summary>
+    /// Of what was recorded up to here, gradients of parameters wait until all others are there. Where one gradient is complete last and has a long way to go, as an embedding's that is summed over ranks,
+    /// theirs are what there is to do meanwhile. No bit changes; what they are made of is kept until then. Functions that do not run in parts (<see cref="Function.InTwoParts"/>) do not wait.
+    /// </summary>
+    public static void PostponeParameters(Variable upTo)
+    {
+        ArgumentNullException.ThrowIfNull(upTo);
+        if (upTo.Tape is { } tape) WhenBackward(upTo, () => tape.Root._postpones = true);
+    }
+
     /// <summary>Runs backwards from several outputs of one tape at once, each with its gradient (null: 1 for a single element).</summary>
     public static void Backward(params ReadOnlySpan<(Variable Output, Tensor? Gradient)> roots)
     {
@@ -186,21 +198,35 @@ public sealed class Tape : IDisposable
         try
         {
             while (_functions.Count > 0) RunLast();
+            while (_postponed.TryDequeue(out Function? function)) Finish(function, GradientPart.Parameters);
         }
         finally
         {
             if (--s_depth == 0) s_completed?.Clear();
-            while (_functions.Count > 0) Forget(TakeLast(), ran: false); // only after an error: what is left is freed unrun
+            // Only after an error: what is left is freed unrun.
+            while (_postponed.TryDequeue(out Function? function)) Forget(function, ran: false);
+            while (_functions.Count > 0) Forget(TakeLast(), ran: false);
         }
     }
 
     private void RunLast()
     {
         Function function = TakeLast();
+        if (!_postpones || !function.InTwoParts || !function.IsReached)
+        {
+            Finish(function, GradientPart.All);
+            return;
+        }
+        _postponed.Enqueue(function);
+        function.Backward(new BackwardPass(function, GradientPart.Values));
+    }
+
+    private static void Finish(Function function, GradientPart part)
+    {
         bool ran = false;
         try
         {
-            if (function.IsReached) function.Backward(new BackwardPass(function));
+            if (function.IsReached) function.Backward(new BackwardPass(function, part));
             ran = true;
         }
         finally

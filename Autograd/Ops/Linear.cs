@@ -59,6 +59,8 @@ public sealed class Linear : Function
         return new Linear(x, weight, rows).Record([x, weight], y);
     }
 
+    internal override bool InTwoParts => Inputs is [{ IsLeaf: false, RequiresGradient: true }, { IsLeaf: true, RequiresGradient: true }];
+
     protected internal override void Backward(BackwardPass pass)
     {
         Matrix dy = Result(pass.RequiredOutput(0));
@@ -67,6 +69,10 @@ public sealed class Linear : Function
             Tensor dWeight = pass.Buffer(1, out bool accumulate);
             _device.Backend.Gemm(dy, transposeA: true, Source(_x!.Tensor), transposeB: false, alpha: 1, beta: accumulate ? 1 : 0, dWeight);
             _x.Dispose(); // before dx is allocated: an x that was made again may be as large
+        }
+        else
+        {
+            _x?.Wake(); // dW comes later, when what makes x is gone
         }
         if (pass.Wants(0))
         {

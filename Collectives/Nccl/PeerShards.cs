@@ -10,7 +10,7 @@ namespace LaspNative.Collectives;
 ///   all-gather       the owner sends its shard to every other rank, which puts it in its place
 ///   all-reduce       the one, and piece by piece the other
 /// An element is summed once, by its owner, in the order of the ranks, whatever the operation and however it was cut: all ranks, and all stages of ZeRO, get the same bits.
-/// Additions run in the compute stream, where they displace nothing, and late: those of a reduction are queued when <see cref="Late"/> others have started behind it, or when it is waited for. By then
+/// Additions run in the compute stream, where they displace nothing, and late: a piece's is queued when <see cref="Late"/> other reductions have started since it was sent, or when it is waited for. By then
 /// the parts have come, and the compute stream finds them. The last addition leaves the sums' squares, so that a norm need not read the sums again.
 /// </summary>
 internal sealed class PeerShards : IDisposable
@@ -37,6 +37,7 @@ internal sealed class PeerShards : IDisposable
     private readonly CudaEvent _computed;
     private readonly Stack<CudaEvent> _idle = [];
     private readonly Queue<Reduction> _open = new(); // whose additions are not all queued
+    private readonly Queue<uint> _begun = new(); // of the latest reductions: the last piece that was sent when each had begun
     private readonly (CudaKernel F32, CudaKernel BF16) _add, _addSquaring;
     private readonly Tensor _squares; // of what was added up since they were taken, in fp32: one number per block of an addition
     private readonly int[] _peers; // each rank begins with the next one
@@ -131,11 +132,13 @@ internal sealed class PeerShards : IDisposable
 
     private Reduction Reduce(Shards shards, nint target, DType type, bool isShared)
     {
-        while (_open.Count >= Late) AddAll(_open.Peek());
+        if (_begun.Count == Late)
+            for (uint sent = _begun.Dequeue(); _summed < sent;) AddNext();
         Follow(_send);
         var reduction = new Reduction(this, shards, target, type, isShared);
         _open.Enqueue(reduction);
         SendWhatFits();
+        _begun.Enqueue(_parts.Last);
         return reduction;
     }
 
@@ -150,16 +153,14 @@ internal sealed class PeerShards : IDisposable
             }
     }
 
-    /// <summary>Queues the additions of the oldest reduction that are missing.</summary>
-    private void AddAll(Reduction oldest)
+    /// <summary>Queues the additions of the oldest piece.</summary>
+    private void AddNext()
     {
-        while (oldest.HasUnsummed)
-        {
-            oldest.AddNext();
-            _summed++;
-            SendWhatFits();
-        }
-        _open.Dequeue();
+        Reduction oldest = _open.Peek();
+        oldest.AddNext();
+        _summed++;
+        if (!oldest.HasUnsummed) _open.Dequeue();
+        SendWhatFits();
     }
 
     private CommunicationWork Gather(Tensor source, Tensor destination)
@@ -260,7 +261,7 @@ internal sealed class PeerShards : IDisposable
             if (_waited) throw new LaspException($"rank {owner.Rank} waits twice for one operation; wait once");
             _waited = true;
             owner._device.Context.MakeCurrent();
-            while (HasUnsummed) owner.AddAll(owner._open.Peek());
+            while (HasUnsummed) owner.AddNext();
             owner.Pass(ref _left);
             owner.Pass(ref _shared);
             owner.Pass(ref _landed);

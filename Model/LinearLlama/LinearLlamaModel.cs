@@ -82,6 +82,8 @@ public sealed class LinearLlamaModel : IDisposable
             Residency?.EnterBlock(i, stream.Sum);
             stream = sequence.Recomputation.Covers(i, _blocks.Count) ? _blocks[i].ForwardTwice(stream, sequence) : _blocks[i].Forward(stream, sequence);
             Residency?.LeaveBlock(i, stream.Sum);
+            // Where gradients are sent as they come, the embedding's, the longest and the last, has the first block's products to travel beside.
+            if (i == 0 && _embedTokens.GradientCompleted is not null) Tape.PostponeParameters(stream.Sum);
         }
         if (sequence.Inputs is { } inputs) Tape.WhenBackward(stream.Sum, inputs.Prefetch); // while the last block, which waits for none, runs backwards
         (Variable sum, Variable normed) = stream.Norm(_norm, Config.RmsNormEps);

@@ -6,7 +6,7 @@ namespace LaspNative.Model;
 
 /// <summary>
 /// Sums gradients over the ranks, bucket by bucket, while backward goes on: each rank's pass saw only its own tokens. A bucket's message starts when the last of its gradients is
-/// complete and those of all earlier buckets have started, so that every rank sends the same messages in the same order. Per bucket of n elements (padding included), over R ranks:
+/// complete: every rank recorded the same functions, so all send the same messages in the same order. Per bucket of n elements (padding included), over R ranks:
 ///   DDP      all-reduce      sends 2 (R-1)/R n x 4 bytes    every parameter keeps its whole gradient
 ///   ZeRO-1   reduce-scatter  sends (R-1)/R n x 4 bytes      the whole bucket stays until the step's end, the rank's shard of it holds the sum
 ///   ZeRO-2   reduce-scatter  sends (R-1)/R n x 4 bytes      only the shard outlives the bucket's message
@@ -40,11 +40,10 @@ internal sealed class GradientBuckets : IDisposable
     private readonly ZeroStage _stage;
     private readonly Bucket[] _buckets;
     private readonly Dictionary<Variable, (Bucket Bucket, FlatPiece Piece)> _places = [];
+    private readonly Queue<Bucket> _underWay = new();
     private readonly Tensor[] _toSquare;
-    private int _started;
-    private int _waited;
 
-    /// <param name="layouts">In the order in which backward completes them.</param>
+    /// <param name="layouts">Best made of gradients that backward completes one after the other.</param>
     public GradientBuckets(IReadOnlyList<FlatBucket> layouts, ICommunicator group, ZeroStage stage)
     {
         (_group, _stage) = (group, stage);
@@ -71,19 +70,15 @@ internal sealed class GradientBuckets : IDisposable
     /// </summary>
     public void Finish()
     {
-        if (_started < _buckets.Length)
-        {
-            NamedParameter late = _buckets[_started].Layout.Pieces[0].Parameter;
-            throw new InvalidOperationException($"backward ended before the gradients of the bucket of '{late.Name}' were complete");
-        }
-        while (_waited < _started) Wait(_buckets[_waited++]);
+        if (Array.Find(_buckets, b => b.Missing > 0) is { } late)
+            throw new InvalidOperationException($"backward ended before the gradients of the bucket of '{late.Layout.Pieces[0].Parameter.Name}' were complete");
+        while (_underWay.TryDequeue(out Bucket? bucket)) Wait(bucket);
         foreach (Bucket bucket in _buckets)
         {
             if (_stage == ZeroStage.None) HandBack(bucket);
             bucket.Flat?.Dispose();
             (bucket.Flat, bucket.Missing) = (null, bucket.Layout.Pieces.Count);
         }
-        (_started, _waited) = (0, 0);
     }
 
     /// <summary>Whether each rank knows the squares of its own part of the gradients, rather than every rank those of all.</summary>
@@ -124,8 +119,7 @@ internal sealed class GradientBuckets : IDisposable
         using Tensor gradient = variable.DetachGradient() ?? throw new InvalidOperationException($"no gradient reached '{piece.Parameter.Name}'");
         if (bucket.Layout.Length == piece.Count && gradient.DType == bucket.Layout.GradientDType) bucket.Flat = gradient.View([piece.Count]);
         else Collect(gradient, piece, bucket);
-        bucket.Missing--;
-        while (_started < _buckets.Length && _buckets[_started].Missing == 0) Start(_buckets[_started++]);
+        if (--bucket.Missing == 0) Start(bucket);
     }
 
     private static void Collect(Tensor gradient, FlatPiece piece, Bucket bucket)
@@ -147,13 +141,14 @@ internal sealed class GradientBuckets : IDisposable
     {
         Tensor flat = bucket.Flat!;
         bucket.LeavesSquares = _group.LeavesSquares(_stage == ZeroStage.None ? CollectiveKind.AllReduce : CollectiveKind.ReduceScatter, flat);
+        if (_stage > ZeroStage.OptimizerStates)
+            while (_underWay.Count >= InFlight) Release(_underWay.Dequeue());
+        _underWay.Enqueue(bucket);
         if (_stage == ZeroStage.None)
         {
             bucket.Work = _group.AllReduce(flat);
             return;
         }
-        if (_stage != ZeroStage.OptimizerStates)
-            while (_waited < _started - InFlight) Release(_buckets[_waited++]);
         long length = bucket.Layout.ShardLength;
         bucket.Shard = _stage == ZeroStage.OptimizerStates
             ? flat.Slice(_group.Rank * length, length)
