@@ -82,6 +82,12 @@ public interface ICommunicator : IDisposable
     /// <summary>A send and a receive as one operation: neither waits for the other, so a ring of them cannot deadlock.</summary>
     CommunicationWork SendReceive(Tensor source, int to, Tensor destination, int from);
 
+    /// <summary>As <see cref="CommunicationWork.Wait"/> of each of these operations of this group, from the last to the first: what has come in order is waited for once.</summary>
+    void Wait(ReadOnlySpan<CommunicationWork> works)
+    {
+        for (int i = works.Length - 1; i >= 0; i--) works[i].Wait();
+    }
+
     /// <summary>
     /// The group of the given ranks of this one, in that order; null on the ranks outside. Every rank of this group calls it with the same ranks, in the same order
     /// of calls. The caller disposes the new group before this one; what ends this one ends it too.

@@ -19,9 +19,9 @@ internal sealed class PeerShards : IDisposable
     private const long ShortestTensorBytes = 1 << 20;
 
     /// <summary>Of all ranks' parts of a piece together.</summary>
-    private const long DefaultPieceBytes = 32 << 20;
+    private const long DefaultPieceBytes = 64 << 20;
 
-    private const int PartSlots = 12, SumSlots = 4;
+    private const int PartSlots = 6, SumSlots = 2;
     private const int Late = 2;
     private const int AddThreads = 256;
     private const int PartAlignment = 256;
@@ -31,11 +31,10 @@ internal sealed class PeerShards : IDisposable
     private readonly long _partBytes; // of one rank's part of a piece
     private readonly PeerPieces _parts; // of what is to be summed
     private readonly PeerPieces _sums; // or whatever else every rank gets as it is
-    private readonly CudaStream _send;
-    private readonly CudaStream _share;
-    private readonly CudaStream _land;
+    private readonly CopyLane _send;
+    private readonly CopyLane _share;
+    private readonly CopyLane _land;
     private readonly CudaEvent _computed;
-    private readonly Stack<CudaEvent> _idle = [];
     private readonly Queue<Reduction> _open = new(); // whose additions are not all queued
     private readonly Queue<uint> _begun = new(); // of the latest reductions: the last piece that was sent when each had begun
     private readonly (CudaKernel F32, CudaKernel BF16) _add, _addSquaring;
@@ -46,10 +45,10 @@ internal sealed class PeerShards : IDisposable
     private PeerShards(CudaDevice device, PeerMemory memory, long partBytes)
     {
         (_device, _memory, _partBytes) = (device, memory, partBytes);
-        (_send, _share, _land) = (new CudaStream(device.Context, urgent: true), new CudaStream(device.Context, urgent: true), new CudaStream(device.Context, urgent: true));
+        (_send, _share, _land) = (new CopyLane(device), new CopyLane(device), new CopyLane(device));
         _computed = new CudaEvent(device.Context);
-        _parts = new PeerPieces(memory, _send, start: 0, firstFlag: 0, PartSlots, partBytes);
-        _sums = new PeerPieces(memory, _share, PeerPieces.BytesFor(Size, PartSlots, partBytes), PeerPieces.FlagsFor(Size), SumSlots, partBytes);
+        _parts = new PeerPieces(memory, _send.Stream, start: 0, firstFlag: 0, PartSlots, partBytes);
+        _sums = new PeerPieces(memory, _share.Stream, PeerPieces.BytesFor(Size, PartSlots, partBytes), PeerPieces.FlagsFor(Size), SumSlots, partBytes);
         _add = (device.Kernels.Get("elementwise", "add", DType.F32), device.Kernels.Get("elementwise", "add", DType.BF16));
         _addSquaring = (device.Kernels.Get("reductions", "add_squaring", DType.F32), device.Kernels.Get("reductions", "add_squaring", DType.BF16));
         _squares = Tensor.Zeros([(partBytes / DType.BF16.Size() / IBackend.SquaresGrain) + 1], DType.F32, device, MemoryCategory.Workspace);
@@ -108,9 +107,9 @@ internal sealed class PeerShards : IDisposable
     /// <summary>Blocks the host until what was queued has run.</summary>
     public void Drain()
     {
-        _send.Synchronize();
-        _share.Synchronize();
-        _land.Synchronize();
+        _send.Stream.Synchronize();
+        _share.Stream.Synchronize();
+        _land.Stream.Synchronize();
     }
 
     public void Dispose()
@@ -118,7 +117,6 @@ internal sealed class PeerShards : IDisposable
         _memory.Dispose();
         _squares.Dispose();
         _computed.Dispose();
-        foreach (CudaEvent idle in _idle) idle.Dispose();
         _send.Dispose();
         _share.Dispose();
         _land.Dispose();
@@ -167,10 +165,10 @@ internal sealed class PeerShards : IDisposable
     {
         var shards = new Shards(destination.Pointer, source.Bytes, destination.Bytes, _partBytes);
         Follow(_share);
-        _land.WaitFor(_computed); // the memory may have served compute work until now
-        if (source.Pointer != shards.At(Rank, 0)) _land.CopyAsync(source.Pointer, shards.At(Rank, 0), source.Bytes);
+        _land.Stream.WaitFor(_computed); // the memory may have served compute work until now
+        if (source.Pointer != shards.At(Rank, 0)) _land.Stream.CopyAsync(source.Pointer, shards.At(Rank, 0), source.Bytes);
         for (int piece = 0; piece < shards.Pieces; piece++) Share(shards, piece, source.Pointer + (nint)(piece * _partBytes));
-        return new Landing(this, Mark(_share), Mark(_land));
+        return new Landing(this, _share.Mark(), _land.Mark());
     }
 
     /// <summary>Sends a piece of this rank's shard to all others, and puts theirs in their places.</summary>
@@ -180,31 +178,16 @@ internal sealed class PeerShards : IDisposable
         foreach (int peer in _peers) _sums.Send(number, peer, own, shards.Length(Rank, piece));
         foreach (int peer in _peers)
         {
-            _sums.Await(_land, peer, number);
-            _land.CopyAsync(_sums.At(number, peer), shards.At(peer, piece), shards.Length(peer, piece));
+            _sums.Await(_land.Stream, peer, number);
+            _land.Stream.CopyAsync(_sums.At(number, peer), shards.At(peer, piece), shards.Length(peer, piece));
         }
-        _sums.Release(_land, number);
+        _sums.Release(_land.Stream, number);
     }
 
-    private void Follow(CudaStream stream)
+    private void Follow(CopyLane lane)
     {
         _computed.Record(_device.Stream);
-        stream.WaitFor(_computed);
-    }
-
-    private CudaEvent Mark(CudaStream stream)
-    {
-        CudaEvent mark = _idle.TryPop(out CudaEvent? idle) ? idle : new CudaEvent(_device.Context);
-        mark.Record(stream);
-        return mark;
-    }
-
-    private void Pass(ref CudaEvent? mark)
-    {
-        if (mark is null) return;
-        _device.Stream.WaitFor(mark);
-        _idle.Push(mark);
-        mark = null;
+        lane.Stream.WaitFor(_computed);
     }
 
     /// <summary>A tensor as one shard per rank, of <paramref name="Stride"/> bytes; the last may be shorter, or empty. Pieces of shards are counted from 0.</summary>
@@ -221,7 +204,7 @@ internal sealed class PeerShards : IDisposable
     {
         private int _sent, _added; // pieces
         private uint _lastSent; // number
-        private CudaEvent? _left, _shared, _landed; // behind the last piece
+        private CopyLane.Point? _left, _shared, _landed; // behind the last piece
         private bool _waited;
 
         public bool HasUnsent => _sent < shards.Pieces;
@@ -233,7 +216,7 @@ internal sealed class PeerShards : IDisposable
             _lastSent = owner._parts.Next();
             foreach (int peer in owner._peers) owner._parts.Send(_lastSent, peer, shards.At(peer, _sent), shards.Length(peer, _sent));
             _sent++;
-            if (!HasUnsent) _left = owner.Mark(owner._send);
+            if (!HasUnsent) _left = owner._send.Mark();
         }
 
         /// <summary>Adds the ranks' parts of the next piece, in their order, and shares the sum where all want it.</summary>
@@ -250,10 +233,10 @@ internal sealed class PeerShards : IDisposable
                 sum = into;
             }
             owner.Follow(owner._share);
-            owner._parts.Release(owner._share, number);
+            owner._parts.Release(owner._share.Stream, number);
             if (isShared) owner.Share(shards, _added, sum);
             _added++;
-            if (isShared && !HasUnsummed) (_shared, _landed) = (owner.Mark(owner._share), owner.Mark(owner._land));
+            if (isShared && !HasUnsummed) (_shared, _landed) = (owner._share.Mark(), owner._land.Mark());
         }
 
         public override void Wait()
@@ -262,9 +245,9 @@ internal sealed class PeerShards : IDisposable
             _waited = true;
             owner._device.Context.MakeCurrent();
             while (HasUnsummed) owner.AddNext();
-            owner.Pass(ref _left);
-            owner.Pass(ref _shared);
-            owner.Pass(ref _landed);
+            owner._send.Pass(ref _left);
+            owner._share.Pass(ref _shared);
+            owner._land.Pass(ref _landed);
         }
 
         private nint PartOf(int rank, uint number) => rank == owner.Rank ? shards.At(rank, _added) : owner._parts.At(number, rank);
@@ -281,16 +264,16 @@ internal sealed class PeerShards : IDisposable
         }
     }
 
-    private sealed class Landing(PeerShards owner, CudaEvent shared, CudaEvent landed) : CommunicationWork
+    private sealed class Landing(PeerShards owner, CopyLane.Point shared, CopyLane.Point landed) : CommunicationWork
     {
-        private CudaEvent? _shared = shared, _landed = landed;
+        private CopyLane.Point? _shared = shared, _landed = landed;
 
         public override void Wait()
         {
             if (_landed is null) throw new LaspException($"rank {owner.Rank} waits twice for one operation; wait once");
             owner._device.Context.MakeCurrent();
-            owner.Pass(ref _shared);
-            owner.Pass(ref _landed);
+            owner._share.Pass(ref _shared);
+            owner._land.Pass(ref _landed);
         }
     }
 }

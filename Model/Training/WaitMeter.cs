@@ -47,6 +47,14 @@ internal sealed class WaitMeter(ICommunicator group, WaitAccount account) : ICom
 
     public CommunicationWork SendReceive(Tensor source, int to, Tensor destination, int from) => Metered(group.SendReceive(source, to, destination, from));
 
+    public void Wait(ReadOnlySpan<CommunicationWork> works)
+    {
+        if (works.IsEmpty) return;
+        account.Begin();
+        for (int i = works.Length - 1; i >= 0; i--) (works[i] is Work metered ? metered.Inner : works[i]).Wait();
+        account.End();
+    }
+
     public ICommunicator? Split(ReadOnlySpan<int> ranks) => group.Split(ranks);
 
     public ICommunicator Background() => group.Background();
@@ -59,6 +67,8 @@ internal sealed class WaitMeter(ICommunicator group, WaitAccount account) : ICom
 
     private sealed class Work(WaitAccount account, CommunicationWork work) : CommunicationWork
     {
+        public CommunicationWork Inner => work;
+
         public override void Wait() => account.Measure(work);
     }
 

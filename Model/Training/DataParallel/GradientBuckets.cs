@@ -41,6 +41,7 @@ internal sealed class GradientBuckets : IDisposable
     private readonly Bucket[] _buckets;
     private readonly Dictionary<Variable, (Bucket Bucket, FlatPiece Piece)> _places = [];
     private readonly Queue<Bucket> _underWay = new();
+    private readonly CommunicationWork[] _works;
     private readonly Tensor[] _toSquare;
 
     /// <param name="layouts">Best made of gradients that backward completes one after the other.</param>
@@ -48,6 +49,7 @@ internal sealed class GradientBuckets : IDisposable
     {
         (_group, _stage) = (group, stage);
         _buckets = group.Size == 1 ? [] : [.. layouts.Select(l => new Bucket(l))];
+        _works = new CommunicationWork[_buckets.Length];
         foreach (Bucket bucket in _buckets)
         {
             foreach (FlatPiece piece in bucket.Layout.Pieces)
@@ -72,7 +74,10 @@ internal sealed class GradientBuckets : IDisposable
     {
         if (Array.Find(_buckets, b => b.Missing > 0) is { } late)
             throw new InvalidOperationException($"backward ended before the gradients of the bucket of '{late.Layout.Pieces[0].Parameter.Name}' were complete");
-        while (_underWay.TryDequeue(out Bucket? bucket)) Wait(bucket);
+        int count = 0;
+        while (_underWay.TryDequeue(out Bucket? bucket)) (_works[count++], bucket.Work) = (bucket.Work!, null);
+        _group.Wait(_works.AsSpan(0, count));
+        _works.AsSpan(0, count).Clear();
         foreach (Bucket bucket in _buckets)
         {
             if (_stage == ZeroStage.None) HandBack(bucket);
@@ -156,17 +161,12 @@ internal sealed class GradientBuckets : IDisposable
         bucket.Work = _group.ReduceScatter(flat, bucket.Shard);
     }
 
-    private void Release(Bucket bucket)
-    {
-        Wait(bucket);
-        bucket.Flat!.Dispose();
-        bucket.Flat = null;
-    }
-
-    private static void Wait(Bucket bucket)
+    private static void Release(Bucket bucket)
     {
         bucket.Work!.Wait();
         bucket.Work = null;
+        bucket.Flat!.Dispose();
+        bucket.Flat = null;
     }
 
     /// <summary>Each parameter's gradient becomes its part of the bucket's sum.</summary>

@@ -46,6 +46,7 @@ internal sealed class ParameterShards : IParameterResidency, IDisposable
     private readonly bool _isLate; // whether whole parameters are waited for when they are read
     private readonly int _blocks;
     private readonly Queue<Unit> _coming = new(); // stages 1 and 2
+    private readonly CommunicationWork[] _works; // of those that are waited for
     private readonly Unit[] _units;
     private readonly Unit[] _readFirst; // those of ReadFirst
     private readonly Unit[] _others; // in the order in which the model reads them, where it waits for each
@@ -62,6 +63,7 @@ internal sealed class ParameterShards : IParameterResidency, IDisposable
         _isLate = !_isDivided && background.LeavesComputeAlone;
         _blocks = order.Blocks.Count;
         _units = [.. layouts.Select(layout => Lay(layout, layout.Pieces.Min(p => order.FirstReader(p.Parameter))))];
+        _works = new CommunicationWork[_units.Length];
         foreach (Unit unit in _units)
         {
             foreach (FlatPiece piece in unit.Layout.Pieces) _places.Add(piece.Parameter.Name, (unit.Layout, piece));
@@ -115,8 +117,7 @@ internal sealed class ParameterShards : IParameterResidency, IDisposable
     {
         if (_isDivided) return; // the next step gathers them
         Publish(_others, _isLate ? _background : _group);
-        if (_isLate) return;
-        while (_coming.TryDequeue(out Unit? unit)) Await(unit);
+        if (!_isLate) BringAll();
     }
 
     /// <summary>Each is whole when the model reads it, or <see cref="BringAll"/> was called.</summary>
@@ -134,7 +135,14 @@ internal sealed class ParameterShards : IParameterResidency, IDisposable
 
     private void BringUpTo(int block)
     {
-        while (_coming.TryPeek(out Unit? next) && next.FirstReader <= block) Await(_coming.Dequeue());
+        int count = 0;
+        while (_coming.TryPeek(out Unit? next) && next.FirstReader <= block)
+        {
+            (_works[count++], next.Gather) = (next.Gather!, null);
+            _coming.Dequeue();
+        }
+        (_isLate ? _background : _group).Wait(_works.AsSpan(0, count));
+        _works.AsSpan(0, count).Clear();
     }
 
     public void EnterModel(Variable ids)
@@ -190,14 +198,8 @@ internal sealed class ParameterShards : IParameterResidency, IDisposable
     private void Bring(Unit unit)
     {
         Fetch(unit);
-        if (unit.Presence == Presence.Coming) Await(unit);
-        unit.Presence = Presence.Here;
-    }
-
-    private static void Await(Unit unit)
-    {
-        unit.Gather!.Wait();
-        unit.Gather = null;
+        if (unit.Presence == Presence.Coming) unit.Gather!.Wait();
+        (unit.Gather, unit.Presence) = (null, Presence.Here);
     }
 
     private static void Free(Unit unit)
