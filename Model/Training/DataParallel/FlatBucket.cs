@@ -57,29 +57,35 @@ internal sealed class FlatBucket
 
     /// <summary>
     /// Cuts parameters, in the order given, into buckets whose gradients are of one type and take at most <paramref name="bytes"/>, where one parameter's alone do not exceed them. A parameter
-    /// of a quarter of that or more has a bucket to itself: its gradient is the message as it lies, and is copied nowhere.
+    /// of a quarter of that or more has a bucket to itself: its gradient is the message as it lies, and is copied nowhere. Shorter ones are collected past it, because each message costs the products beside it
+    /// more than its bytes: a model's norms are one. Buckets come in the order of their last parameters.
     /// </summary>
     public static IReadOnlyList<FlatBucket> Cut(IEnumerable<NamedParameter> parameters, long bytes, int ranks)
     {
-        var buckets = new List<FlatBucket>();
+        var buckets = new List<(int Last, FlatBucket Bucket)>();
         var current = new List<NamedParameter>();
         long filled = 0;
-        foreach (NamedParameter parameter in parameters)
+        int last = 0;
+        foreach ((int index, NamedParameter parameter) in parameters.Index())
         {
             Variable variable = parameter.Variable;
             long size = variable.Shape.Count * variable.GradientDType.Size();
-            bool alone = size >= (bytes + 3) / 4;
-            if (current.Count > 0 && (alone || filled + size > bytes || variable.GradientDType != current[0].Variable.GradientDType)) Close();
+            if (size >= (bytes + 3) / 4)
+            {
+                buckets.Add((index, new FlatBucket([parameter], ranks)));
+                continue;
+            }
+            if (current.Count > 0 && (filled + size > bytes || variable.GradientDType != current[0].Variable.GradientDType)) Close();
             current.Add(parameter);
             filled += size;
-            if (alone) Close();
+            last = index;
         }
         if (current.Count > 0) Close();
-        return buckets;
+        return [.. buckets.OrderBy(b => b.Last).Select(b => b.Bucket)];
 
         void Close()
         {
-            buckets.Add(new FlatBucket(current, ranks));
+            buckets.Add((last, new FlatBucket(current, ranks)));
             (current, filled) = ([], 0);
         }
     }
