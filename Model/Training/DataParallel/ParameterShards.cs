@@ -71,8 +71,8 @@ internal sealed class ParameterShards : IParameterResidency, IDisposable
                 _segments.Add(segment.Parameter with { Variable = Variable.Parameter(unit.Shard.Slice(segment.Start, segment.Count)) });
             if (_isDivided) Free(unit);
         }
-        bool ComesFirst(Unit unit) => _isLate && unit.FirstReader == ParameterOrder.BeforeBlocks;
-        _readFirst = [.. _units.Where(ComesFirst)];
+        bool ComesFirst(Unit unit) => _isLate && unit.FirstReader <= 0;
+        _readFirst = [.. _units.Where(ComesFirst).OrderBy(u => u.FirstReader)];
         _others = !_isLate ? _units : [.. _units.Where(u => !ComesFirst(u)).OrderBy(u => u.FirstReader)];
         ReadFirst = _units.TakeWhile(u => !ComesFirst(u)).Sum(u => u.Segments.Length)..;
     }
@@ -106,7 +106,9 @@ internal sealed class ParameterShards : IParameterResidency, IDisposable
         }
     }
 
-    /// <summary>Those of <see cref="Segments"/> that are best updated and published before the others, for the model reads them before its blocks: the last. Empty where all are waited for at once.</summary>
+    /// <summary>
+    /// Those of <see cref="Segments"/> that are best updated and published before the others, for the model reads them before its blocks or in the first: the last. Empty where all are waited for at once.
+    /// </summary>
     public Range ReadFirst { get; }
 
     /// <summary>Call when the segments of <see cref="ReadFirst"/> are updated, and <see cref="PublishOthers"/> when all are: whole parameters become what the ranks made of their shards.</summary>
