@@ -31,6 +31,7 @@ internal static class KernelFamilies
     public static KernelFamily Of(CudaKernel kernel) => kernel.File switch
     {
         "adamw.cu" => KernelFamily.Optimizer,
+        "reductions.cu" when kernel.Name == "add_squaring" => KernelFamily.Elementwise, // sums of gradients over ranks
         "reductions.cu" => KernelFamily.Optimizer, // the gradient's norm; the loss takes one launch
         _ when kernel.File.StartsWith("cross_entropy", StringComparison.Ordinal) => KernelFamily.Loss,
         "states.cu" or "apply_state.cu" => KernelFamily.LinearAttention,
