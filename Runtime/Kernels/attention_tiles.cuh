@@ -100,6 +100,8 @@ struct HeadColumns {
     int columns;           // how many there are
 
     __device__ __forceinline__ HeadColumns from(int column) const { return { start + column, stride, columns - column }; }
+
+    __device__ __forceinline__ HeadColumns from_token(int64 token) const { return { start + token * stride, stride, columns }; }
 };
 
 __device__ __forceinline__ HeadColumns head_columns(const element* x, int64 batch, int64 tokens, int heads, int64 head, int width, int column)

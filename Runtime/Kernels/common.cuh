@@ -151,6 +151,14 @@ template <typename... T> __device__ __forceinline__ bool packs_fit(int64 row, co
 
 // ---- Loops ----
 
+// The thread's place in its block, read anew: what is derived from it is made where it is used, and not kept in registers throughout a loop.
+__device__ __forceinline__ int thread_again()
+{
+    int thread = threadIdx.x;
+    asm volatile("" : "+r"(thread));
+    return thread;
+}
+
 __device__ __forceinline__ int64 global_thread() { return blockIdx.x * (int64)blockDim.x + threadIdx.x; }
 
 // One thread per PACK elements of a flat tensor: body(index, lanes), in packs where they fit, else one by one.

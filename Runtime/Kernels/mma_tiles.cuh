@@ -14,14 +14,6 @@ __device__ __forceinline__ int lane_id() { return threadIdx.x % WARP; }
 
 __device__ __forceinline__ int warp_id() { return threadIdx.x / WARP; }
 
-// The thread's place in its block, read anew: what is derived from it is made where it is used, and not kept in registers throughout a loop.
-__device__ __forceinline__ int thread_again()
-{
-    int thread = threadIdx.x;
-    asm volatile("" : "+r"(thread));
-    return thread;
-}
-
 // ---- Tiles ----
 
 template <int COLUMNS> struct MmaTile {

@@ -30,8 +30,6 @@ __device__ __forceinline__ void multiply_add(const unsigned (&a)[4], unsigned b0
     multiply_add(a, b0, b1, c.at[0] + 2 * block, c.at[1] + 2 * block);
 }
 
-__device__ __forceinline__ unsigned pair_at(const bf16* x) { return *(const unsigned*)x; }
-
 // ---- Tiles ----
 
 // Eight consecutive elements, of which `count` exist; the others are zero.
@@ -47,7 +45,7 @@ __device__ __forceinline__ uint4 gather(const bf16* x, int count)
 // Fills a tile with `rows` tokens of 64 columns. Rows and columns that do not exist become zero.
 __device__ __forceinline__ void load_rows(const HeadColumns& x, int64 first, int rows, bf16* tile)
 {
-    const int row = threadIdx.x / (TILE / PACK), column = threadIdx.x % (TILE / PACK) * PACK;  // of this thread's first pack; the others lie below it
+    const int thread = thread_again(), row = thread / (TILE / PACK), column = thread % (TILE / PACK) * PACK;  // of this thread's first pack; the others lie below it
     constexpr int STRIDE = BLOCK / (TILE / PACK);
     const bf16* from = (const bf16*)x.start + (first + row) * x.stride + column;
     bf16* to = tile + row * OPERAND_PITCH + column;
@@ -65,30 +63,30 @@ __device__ __forceinline__ void load_rows(const HeadColumns& x, int64 first, int
 // Rows of this warp, columns [step, step + 16) of a tile, as the left operand of an mma.
 __device__ __forceinline__ void load_left(const bf16* tile, int step, unsigned (&a)[4])
 {
-    const bf16* at = tile + row_of(0) * OPERAND_PITCH + step + threadIdx.x % 4 * 2;
-    a[0] = pair_at(at);
-    a[1] = pair_at(at + 8 * OPERAND_PITCH);
-    a[2] = pair_at(at + 8);
-    a[3] = pair_at(at + 8 * OPERAND_PITCH + 8);
+    const int lane = threadIdx.x % WARP;
+    load_matrices(shared_address(tile + (threadIdx.x / WARP * 16 + lane % 16) * OPERAND_PITCH + lane / 16 * 8 + step), a);
 }
 
 // products += a b^T over all columns of two runs of tokens: rows of a down, rows of b across. All threads are in step on exit, and the tiles are free.
 __device__ __forceinline__ void correlate_rows(
     const HeadColumns& a, int64 a_token, int a_rows, const HeadColumns& b, int64 b_token, int b_rows, bf16* a_tile, bf16* b_tile, Products& products)
 {
-    const bf16* right = b_tile + threadIdx.x % WARP / 4 * OPERAND_PITCH + threadIdx.x % 4 * 2;
     for (int column = 0; column < a.columns; column += TILE) {
         load_rows(a.from(column), a_token, a_rows, a_tile);
         load_rows(b.from(column), b_token, b_rows, b_tile);
         __syncthreads();
+        const int lane = thread_again() % WARP;
+        const bf16* right = b_tile + (lane / 16 * 8 + lane % 8) * OPERAND_PITCH + lane / 8 % 2 * 8;
 #pragma unroll 1
         for (int step = 0; step < TILE; step += STEP) {
             unsigned left[4];
             load_left(a_tile, step, left);
 #pragma unroll
-            for (int block = 0; block < TILE / 8; ++block) {
-                const bf16* at = right + 8 * block * OPERAND_PITCH + step;
-                multiply_add(left, pair_at(at), pair_at(at + 8), block, products);
+            for (int block = 0; block < TILE / 8; block += 2) {
+                unsigned pairs[4];  // of rows 8 block and on, and of the next 8
+                load_matrices(shared_address(right + 8 * block * OPERAND_PITCH + step), pairs);
+                multiply_add(left, pairs[0], pairs[1], block, products);
+                multiply_add(left, pairs[2], pairs[3], block + 1, products);
             }
         }
         __syncthreads();
@@ -107,7 +105,7 @@ __device__ __forceinline__ void store_products(const Products& products, bf16* t
 // out += products x over the first SPAN columns of x. The caller need not synchronise after writing the products; the tiles are free on exit.
 __device__ __forceinline__ void multiply_rows(const bf16* products, const HeadColumns& x, int64 token, int rows, bf16* x_tile, Products (&out)[SLICES])
 {
-    const int lane = threadIdx.x % WARP;
+    const int lane = thread_again() % WARP;
     const bf16* right = x_tile + lane % 16 * OPERAND_PITCH + lane / 16 * 8;
 #pragma unroll
     for (int s = 0; s < SLICES; ++s) {

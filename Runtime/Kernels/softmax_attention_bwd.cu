@@ -24,12 +24,11 @@ __device__ __forceinline__ void load_query_rows(
     x.delta[threadIdx.x] = delta[(token + threadIdx.x) * stride];
 }
 
-// p from a score and ds from dO . v, in place; both are 0 where the query does not see the key.
+// p from a score and ds from dO . v, in place; both are 0 where the query does not see the key, whatever its row of dO . v, lse and delta hold.
 __device__ __forceinline__ void differentiate(const QueryRows& x, int query, int key, float scale_factor, float& p, float& ds)
 {
-    const bool sees = x.seen.sees(query, key);
-    p = sees ? expf(p * scale_factor - x.lse[query]) : 0.0f;
-    ds = sees ? p * (ds - x.delta[query]) : 0.0f;
+    p = expf(x.seen.sees(query, key) ? p * scale_factor - x.lse[query] : -INFINITE);
+    ds = p != 0.0f ? p * (ds - x.delta[query]) : 0.0f;
 }
 
 // Launch: BLOCK threads (256, or 128 for bf16); one block per (64 queries, b, h, 128 columns of D), the last fastest.
@@ -80,9 +79,10 @@ KERNEL __launch_bounds__(BLOCK, 1) softmax_attention_bwd_key_value(
     const int widest = width > value_width ? width : value_width, spans = (widest + SPAN - 1) / SPAN, column = blockIdx.x % spans * SPAN;
     const int64 unit = blockIdx.x / spans, key_head = unit % key_heads, batch = unit / key_heads % batches;
     const int key = (int)(unit / key_heads / batches) * TILE, key_rows = rows_from(key, keys), group = heads / key_heads;
-    const HeadColumns k_columns = head_columns(k, batch, keys, key_heads, key_head, width, 0), v_columns = head_columns(v, batch, keys, key_heads, key_head, value_width, 0);
+    const HeadColumns k_columns = head_columns(k, batch, keys, key_heads, key_head, width, 0).from_token(key);
+    const HeadColumns v_columns = head_columns(v, batch, keys, key_heads, key_head, value_width, 0).from_token(key);
 
-    Products dk_out[SLICES] = {}, dv_out[SLICES] = {};
+    Products dk_out[SLICES] = {}, dv_out[SLICES] = {};  // with p and ds, on tensor cores, 192 registers of a thread's 255
     for (int64 head = key_head * group; head < (key_head + 1) * group; ++head) {
         const int64 row_of_head = batch * queries * heads + head;
         const HeadColumns q_columns = head_columns(q, batch, queries, heads, head, width, 0), d_columns = head_columns(d_out, batch, queries, heads, head, value_width, 0);
@@ -94,12 +94,12 @@ KERNEL __launch_bounds__(BLOCK, 1) softmax_attention_bwd_key_value(
             if (!__syncthreads_or(visible)) continue;
 
             Products p = {}, ds = {};
-            correlate_rows(k_columns, key, key_rows, q_columns, token, rows, a_tile, b_tile, p);
-            correlate_rows(v_columns, key, key_rows, d_columns, token, rows, a_tile, b_tile, ds);
+            correlate_rows(k_columns, 0, key_rows, q_columns, token, rows, a_tile, b_tile, p);
+            correlate_rows(v_columns, 0, key_rows, d_columns, token, rows, a_tile, b_tile, ds);
 #pragma unroll
-            for (int i = 0; i < ROWS; ++i)
+            for (int j = 0; j < COLUMNS; ++j)  // query by query: what a query brings is held for its keys only
 #pragma unroll
-                for (int j = 0; j < COLUMNS; ++j) differentiate(query_rows, column_of(j), key + row_of(i), scale_factor, p.at[i][j], ds.at[i][j]);
+                for (int i = 0; i < ROWS; ++i) differentiate(query_rows, column_of(j), key + row_of(i), scale_factor, p.at[i][j], ds.at[i][j]);
             store_products(p, a_tile);
             multiply_rows(a_tile, d_columns.from(column), token, rows, b_tile, dv_out);
             store_products(ds, a_tile);
