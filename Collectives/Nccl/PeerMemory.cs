@@ -1,4 +1,5 @@
 using System.Runtime.InteropServices;
+using LaspNative.Runtime;
 using LaspNative.Runtime.Cuda;
 
 namespace LaspNative.Collectives;
@@ -90,10 +91,15 @@ internal sealed class PeerMemory : IDisposable
         }
     }
 
-    /// <summary>Call after a failure, when nothing of this rank waits any more. Another rank may still write here, so the memory goes with the context.</summary>
+    /// <summary>Call after a failure, when nothing of this rank waits any more: another rank may still write here.</summary>
     public void Abandon()
     {
-        lock (_lock) _disposed = true;
+        lock (_lock)
+        {
+            if (_disposed) return;
+            _disposed = true;
+            _memory.Abandon();
+        }
     }
 
     /// <summary>Call when no rank writes any more.</summary>
@@ -113,7 +119,7 @@ internal sealed class PeerMemory : IDisposable
     {
         var behind = new uint[series * (flags + (int)Numbers)];
         for (uint n = 0; n < series * Numbers; n++) behind[(series * flags) + n] = n << NumberShift;
-        var memory = new PlainMemory(device.Context, bytes + (behind.Length * sizeof(uint)));
+        var memory = new PlainMemory(device, bytes + (behind.Length * sizeof(uint)), MemoryCategory.Communication);
         try
         {
             device.CopyFromHost(MemoryMarshal.AsBytes<uint>(behind), memory.Pointer + (nint)bytes);

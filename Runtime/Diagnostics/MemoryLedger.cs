@@ -18,7 +18,7 @@ public enum MemoryCategory
 internal readonly record struct AllocationTicket(long Id, long Bytes, MemoryCategory Category);
 
 /// <summary>
-/// Every byte that a device hands out, by category, current and peak; not what libraries and the driver take for themselves, nor what other GPUs' copy engines write into. With <see cref="LaspOptions.TraceAllocations"/> it also keeps the call
+/// Every byte that a device hands out, by category, current and peak, what other GPUs' copy engines write into too; not what libraries and the driver take for themselves. With <see cref="LaspOptions.TraceAllocations"/> it also keeps the call
 /// stack of each live allocation, so that a leak can be named (<see cref="LiveAllocations"/>).
 /// </summary>
 public sealed class MemoryLedger

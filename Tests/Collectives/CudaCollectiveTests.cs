@@ -90,6 +90,35 @@ public sealed class NcclTests : CollectiveContract
         return () => World.Run(new WorldOptions(DeviceKind.Cuda, ranks), body);
     }
 
+    /// <summary>Four messages of up to 4 MiB from each rank on their way; two flags for each, and a table of 4096 numbers.</summary>
+    private protected override long SetAside(int ranks) => LaspOptions.Current.PeerCopies && ReachOneAnother(ranks) ? (4L * ranks << 22) + (sizeof(uint) * ((2 * 4 * ranks) + 4096)) : 0;
+
+    private static bool ReachOneAnother(int ranks) => Enumerable.Range(0, ranks * ranks).All(pair => pair / ranks == pair % ranks || CudaContext.CanAccess(pair / ranks, pair % ranks));
+
+    /// <summary>What others' copy engines write into, on the ledger: 6 pieces to be summed and 2 to be kept on their way from every other rank, each of 64 MiB over all ranks. Off it when the world has ended, or failed.</summary>
+    [Theory]
+    [InlineData(2, false)]
+    [InlineData(2, true)]
+    [InlineData(3, false)]
+    public void Memory_for_copy_engines_is_communication_memory(int ranks, bool fails)
+    {
+        var ledgers = new MemoryLedger[ranks];
+        var held = new long[ranks];
+        Exception? error = Record.Exception(() => Run(ranks, DType.F32, r =>
+        {
+            ledgers[r.Rank] = r.Device.Memory;
+            using ICommunicator background = r.World.Background();
+            Assert.Equal(LaspOptions.Current.PeerSums && ReachOneAnother(ranks), background.LeavesComputeAlone);
+            held[r.Rank] = r.Device.Memory.CurrentOf(MemoryCategory.Communication);
+            if (fails && r.Rank == 0) throw new LaspException("the disk is full");
+            r.World.Barrier();
+        }));
+        Assert.Equal(fails ? "the disk is full" : null, error?.Message);
+        long sums = LaspOptions.Current.PeerSums && ReachOneAnother(ranks) ? ((6 + 2) * (ranks - 1) * ((64L << 20) / ranks / 256 * 256)) + (sizeof(uint) * 2 * ((2 * ranks) + 4096)) : 0;
+        Assert.All(held, bytes => Assert.Equal(SetAside(ranks) + sums, bytes));
+        Assert.All(ledgers, ledger => Assert.Equal(0, ledger.CurrentOf(MemoryCategory.Communication)));
+    }
+
     [Fact]
     public void More_ranks_than_gpus_are_refused_with_the_way_out()
     {
