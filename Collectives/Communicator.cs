@@ -25,6 +25,8 @@ public abstract class Communicator : ICommunicator
 
     public virtual bool LeavesComputeAlone => true;
 
+    public abstract string Carrier { get; }
+
     public virtual bool LeavesSquares(CollectiveKind kind, Tensor source) => false;
 
     public virtual void TakeSquares(Tensor total)

@@ -21,6 +21,9 @@ public interface ICommunicator : IDisposable
     /// <summary>Whether long messages take nothing from what is computed meanwhile, so that they are best waited for as late as can be. NCCL's blocks take multiprocessors.</summary>
     bool LeavesComputeAlone => true;
 
+    /// <summary>What carries long messages, in words for reports: "copy engines", "NCCL", "TCP", or "copies in memory" of ranks that share it.</summary>
+    string Carrier { get; }
+
     /// <summary>
     /// Whether this rank's own kernels add up its part of a sum (<see cref="AllReduce"/>, <see cref="ReduceScatter(Tensor, Tensor)"/>) of such a tensor, and leave the squares for <see cref="TakeSquares"/>.
     /// The same answer on all ranks.

@@ -23,6 +23,8 @@ internal sealed class LocalCommunicator : Communicator
         _copies = CopyQueue.Of(device);
     }
 
+    public override string Carrier => "copies in memory";
+
     public override void Barrier()
     {
         Device.Synchronize();

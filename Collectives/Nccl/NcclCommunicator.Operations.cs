@@ -8,6 +8,8 @@ public sealed partial class NcclCommunicator
 {
     public override bool LeavesComputeAlone => _shards is not null;
 
+    public override string Carrier => _shards is not null ? "copy engines" : "NCCL";
+
     public override bool LeavesSquares(CollectiveKind kind, Tensor source)
     {
         ArgumentNullException.ThrowIfNull(source);

@@ -34,6 +34,8 @@ internal sealed class TcpCommunicator : Communicator
         _received = new long[members.Length];
     }
 
+    public override string Carrier => "TCP";
+
     public override void Barrier() => Exchange(TcpKind.Barrier, default, Everyone([]), new long[Size], _ => { }).Wait();
 
     private protected override CommunicationWork Start(CollectiveKind kind, Tensor source, Tensor destination, int root) => kind switch

@@ -56,6 +56,9 @@ internal sealed class Trainer : IDisposable
     /// <summary>Bytes that this rank has sent, whether for attention or for gradients.</summary>
     public long BytesSent => _mesh.BytesSent;
 
+    /// <summary>What carries long gradients (<see cref="ICommunicator.Carrier"/>).</summary>
+    public string GradientCarrier => _mesh.Gradients.Carrier;
+
     /// <summary>Trains to the last step or until cancelled, and leaves a checkpoint.</summary>
     public TrainingResult Run()
     {

@@ -14,6 +14,8 @@ internal sealed class WaitMeter(ICommunicator group, WaitAccount account) : ICom
 
     public bool LeavesComputeAlone => group.LeavesComputeAlone;
 
+    public string Carrier => group.Carrier;
+
     public bool LeavesSquares(CollectiveKind kind, Tensor source) => group.LeavesSquares(kind, source);
 
     public void TakeSquares(Tensor total) => group.TakeSquares(total);

@@ -33,6 +33,9 @@ internal sealed record Measurement(string Name, string Shape)
     /// <summary>Why the row was not even tried, which is no fault; null when it was.</summary>
     public string? Skipped { get; init; }
 
+    /// <summary>Of a training step over several ranks: what carries its long gradients (<see cref="LaspNative.Collectives.ICommunicator.Carrier"/>), which options and GPUs decide; null for one rank, and in records from before it was told.</summary>
+    public string? GradientCarrier { get; init; }
+
     public IReadOnlyList<KernelShare> Kernels { get; init; } = [];
 
     /// <summary>Of a training step: the families of kernels, the waiting and the rest, in the step of <see cref="ProfiledMilliseconds"/>.</summary>

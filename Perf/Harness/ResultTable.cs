@@ -45,8 +45,9 @@ internal sealed class ResultTable(TextWriter text)
         {
             if (before.Rows.FirstOrDefault(r => r.Name == row.Name && r.Fault is null && r.Skipped is null) is not { } earlier) continue;
             double ratio = row.Milliseconds / earlier.Milliseconds;
+            string carriers = row.GradientCarrier == earlier.GradientCarrier ? "" : $"  (gradients by {earlier.GradientCarrier ?? "what was not told"}, now by {row.GradientCarrier})";
             text.WriteLine(string.Create(
-                CultureInfo.InvariantCulture, $"  {row.Name,-42} {earlier.Milliseconds,9:f4} -> {row.Milliseconds,9:f4} ms  x {ratio:f3}{(ratio > Slower ? "  SLOWER" : "")}"));
+                CultureInfo.InvariantCulture, $"  {row.Name,-42} {earlier.Milliseconds,9:f4} -> {row.Milliseconds,9:f4} ms  x {ratio:f3}{(ratio > Slower ? "  SLOWER" : "")}{carriers}"));
         }
     }
 

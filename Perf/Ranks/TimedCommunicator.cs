@@ -21,6 +21,8 @@ internal sealed class TimedCommunicator(ICommunicator group) : ICommunicator
 
     public Device Device => group.Device;
 
+    public string Carrier => group.Carrier;
+
     public CommunicationCounters Counters => group.Counters;
 
     /// <summary>The waits since the last call of this; read and dispose them once they have run.</summary>

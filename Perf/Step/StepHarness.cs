@@ -138,6 +138,7 @@ internal sealed class StepHarness(StepHarnessOptions options, TextWriter text)
             Slowest = times.Slowest,
             Repeats = times.Repeats,
             Figures = figures,
+            GradientCarrier = one.Ranks > 1 ? ranks[0].GradientCarrier : null,
             Families = ranks[0].Families,
             ProfiledMilliseconds = ranks[0].ProfiledMilliseconds,
             Kernels = ranks[0].Kernels,

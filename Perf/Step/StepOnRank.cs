@@ -11,6 +11,7 @@ namespace LaspNative.Perf;
 /// <param name="ProfiledMilliseconds">The step that was looked at more closely; 0: none was.</param>
 /// <param name="PeakBytes">Most bytes at once, of the memory's categories at that moment in <paramref name="Memory"/>.</param>
 /// <param name="ReservedBytes">What the driver holds for the rank; 0 on the CPU.</param>
+/// <param name="GradientCarrier">As <see cref="Measurement.GradientCarrier"/>.</param>
 /// <param name="SentBytes">Per step.</param>
 /// <param name="Launches">Kernels and matrix products per step.</param>
 /// <param name="ManagedBytes">Allocated on the rank's thread per step.</param>
@@ -24,6 +25,7 @@ internal sealed record RankOutcome(
     long PeakBytes,
     IReadOnlyDictionary<MemoryCategory, long> Memory,
     long ReservedBytes,
+    string GradientCarrier,
     double SentBytes,
     double Launches,
     double ManagedBytes);
@@ -65,6 +67,7 @@ internal sealed class StepOnRank(StepHarnessOptions harness, TrainOptions option
             memory.Peak,
             Enum.GetValues<MemoryCategory>().ToDictionary(c => c, memory.AtPeakOf),
             Gpu?.ReservedBytes ?? 0,
+            trainer.GradientCarrier,
             _sentPerStep,
             _launchesPerStep,
             _managedPerStep);

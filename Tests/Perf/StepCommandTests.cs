@@ -29,6 +29,7 @@ public class StepCommandTests
         // Two ranks sum fp32 gradients: each sends as many bytes as its parameters have, and the messages of attention.
         Assert.True(record.Rows[1].Figure(Units.SentMebibytes) > 1024 * record.Rows[1].Figure(Units.GibibytesOf(MemoryCategory.Parameters)));
         Assert.NotNull(record.Rows[1].Figure(Units.ExposedPercent));
+        Assert.Equal([null, "copies in memory", "copies in memory"], record.Rows.Select(r => r.GradientCarrier));
     }
 
     [Fact]
