@@ -8,18 +8,13 @@ internal sealed class CopyLane(CudaDevice device) : IDisposable
     /// <param name="Number">Of the lane's points, from 1.</param>
     public readonly record struct Point(CudaEvent Event, long Number);
 
-    private readonly Stack<CudaEvent> _idle = [];
+    private readonly EventPool _marks = new(device.Context);
     private long _marked, _passed;
 
     public CudaStream Stream { get; } = new(device.Context, urgent: true);
 
     /// <summary>The point behind what is queued so far; pass it once.</summary>
-    public Point Mark()
-    {
-        CudaEvent mark = _idle.TryPop(out CudaEvent? idle) ? idle : new CudaEvent(device.Context);
-        mark.Record(Stream);
-        return new Point(mark, ++_marked);
-    }
+    public Point Mark() => new(_marks.Mark(Stream), ++_marked);
 
     /// <summary>What is computed from now on finds everything before the point done. Forgets the point.</summary>
     public void Pass(ref Point? point)
@@ -30,13 +25,13 @@ internal sealed class CopyLane(CudaDevice device) : IDisposable
             device.Stream.WaitFor(at.Event);
             _passed = at.Number;
         }
-        _idle.Push(at.Event);
+        _marks.Return(at.Event);
         point = null;
     }
 
     public void Dispose()
     {
-        foreach (CudaEvent idle in _idle) idle.Dispose();
+        _marks.Dispose();
         Stream.Dispose();
     }
 }

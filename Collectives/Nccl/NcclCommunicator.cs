@@ -13,9 +13,10 @@ public sealed partial class NcclCommunicator : Communicator
 {
     private static readonly TimeSpan s_patienceBeforeAbort = TimeSpan.FromSeconds(2);
     private readonly object _gate = new();
+    private readonly Lock _ending = new();
     private readonly CudaDevice _device;
     private readonly CudaEvent _computed;
-    private readonly Stack<CudaEvent> _idleEvents = [];
+    private readonly EventPool _marks; // under the gate
     private readonly Tensor _token;
     private readonly NcclCommunicator? _whole;
     private readonly List<NcclCommunicator> _parts = [];
@@ -41,7 +42,7 @@ public sealed partial class NcclCommunicator : Communicator
     {
         ArgumentNullException.ThrowIfNull(uniqueId);
         if (uniqueId.Length != ncclUniqueId.Size) throw new LaspException($"a NCCL unique id has {ncclUniqueId.Size} bytes, got {uniqueId.Length}; draw one with NcclCommunicator.NewUniqueId");
-        (_device, _meeting, _peerSums) = (device, meeting, peerSums);
+        (_device, _marks, _meeting, _peerSums) = (device, new EventPool(device.Context), meeting, peerSums);
         _device.Context.MakeCurrent();
         Nccl.ncclCommInitRank(out _handle, size, Read(uniqueId), rank).Check(rank, 0);
         Begin(out _computed, out _token);
@@ -50,7 +51,7 @@ public sealed partial class NcclCommunicator : Communicator
     /// <summary>A group split from <paramref name="whole"/>, which ends with it; in the background on a stream of its own.</summary>
     private NcclCommunicator(NcclCommunicator whole, int rank, int size, nint handle, ThreadMeeting? meeting, bool background) : base(rank, size, whole.Device)
     {
-        (_device, _meeting, _peerSums, _whole, _handle) = (whole._device, meeting, whole._peerSums, whole, handle);
+        (_device, _marks, _meeting, _peerSums, _whole, _handle) = (whole._device, new EventPool(whole._device.Context), meeting, whole._peerSums, whole, handle);
         lock (whole._parts) whole._parts.Add(this);
         if (whole._failure is { } failure) Abort(failure);
         Begin(out _computed, out _token, background);
@@ -107,13 +108,19 @@ public sealed partial class NcclCommunicator : Communicator
         {
             _failure ??= reason;
             LetPass(); // before NCCL, which may wait for the GPU
-            nint handle = Interlocked.Exchange(ref _handle, 0);
-            if (handle != 0) Nccl.ncclCommAbort(handle);
+            End();
         }
         finally
         {
             if (entered) Monitor.Exit(_gate);
         }
+    }
+
+    /// <summary>Ends NCCL's part, whatever is in flight. When it returns it is over, on whichever thread it was ended: what it works with may go.</summary>
+    private void End()
+    {
+        lock (_ending)
+            if (Interlocked.Exchange(ref _handle, 0) is not 0 and var handle) Nccl.ncclCommAbort(handle);
     }
 
     /// <summary>Ends what waits for copies of other ranks, here and in the parts.</summary>
@@ -184,10 +191,9 @@ public sealed partial class NcclCommunicator : Communicator
         if (_destroyed) return;
         _disposed = _destroyed = true;
         foreach (NcclCommunicator part in _parts) part.Destroy();
-        nint handle = Interlocked.Exchange(ref _handle, 0);
         // Destroying waits for what is in flight; after an error that might be for ever.
-        if (handle != 0 && _failure is null) Nccl.ncclCommDestroy(handle);
-        else if (handle != 0) Nccl.ncclCommAbort(handle);
+        if (_failure is not null) End();
+        else if (Interlocked.Exchange(ref _handle, 0) is not 0 and var handle) Nccl.ncclCommDestroy(handle);
         // After a failure another rank may still write here: then the memory goes with the context.
         if (_failure is null)
         {
@@ -202,7 +208,7 @@ public sealed partial class NcclCommunicator : Communicator
         _ownStream?.Dispose();
         _token?.Dispose(); // null where they could not be made
         _computed?.Dispose();
-        foreach (CudaEvent idle in _idleEvents) idle.Dispose();
+        _marks.Dispose();
     }
 
     /// <summary>Uses every kind of connection once: rings and trees, and a pair per peer.</summary>
@@ -275,16 +281,13 @@ public sealed partial class NcclCommunicator : Communicator
                 throw;
             }
             observer?.AfterOther("message", Queue);
-            CudaEvent done = _idleEvents.TryPop(out CudaEvent? idle) ? idle : new CudaEvent(_device.Context);
-            done.Record(Queue);
-            return done;
+            return _marks.Mark(Queue);
         }
     }
 
-    /// <summary>The event may be recorded anew: waits queued for it keep their mark.</summary>
     private void Retire(CudaEvent done)
     {
-        lock (_gate) _idleEvents.Push(done);
+        lock (_gate) _marks.Return(done);
     }
 
     private void ThrowIfAborted()

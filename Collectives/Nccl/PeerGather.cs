@@ -35,7 +35,7 @@ internal sealed class PeerGather : IDisposable
 
     /// <summary>As <see cref="PeerMemory.Open"/>.</summary>
     public static PeerGather? Open(CudaDevice device, int rank, ThreadMeeting meeting) =>
-        PeerMemory.Open(device, rank, meeting, Slots * meeting.Size * MaxBlockBytes, 2 * Slots * meeting.Size) is { } memory ? new PeerGather(device, memory) : null;
+        PeerMemory.Open(device, rank, meeting, Slots * meeting.Size * MaxBlockBytes, 2 * Slots * meeting.Size, series: 1, memory => new PeerGather(device, memory));
 
     /// <summary>
     /// Whether one gather more fits: as many as there are slots may be under way and undisposed. All ranks call the same in the same order, and so get the same answer.
@@ -62,11 +62,21 @@ internal sealed class PeerGather : IDisposable
 
     public void Abort() => _memory.Abort(series: 0, _messages);
 
-    public void Abandon() => _memory.Abandon();
+    /// <summary>As <see cref="PeerMemory.Abandon"/>, instead of <see cref="Dispose"/>.</summary>
+    public void Abandon()
+    {
+        _memory.Abandon();
+        Free();
+    }
 
     public void Dispose()
     {
         _memory.Dispose();
+        Free();
+    }
+
+    private void Free()
+    {
         _computed.Dispose();
         foreach (CudaEvent sent in _sent) sent.Dispose();
     }

@@ -23,11 +23,12 @@ internal sealed class PeerMemory : IDisposable
     private readonly Lock _lock = new();
     private bool _disposed;
 
-    private PeerMemory(CudaDevice device, int rank, PlainMemory memory, nint[] addresses, long flagsAt, int flags, int series)
+    private PeerMemory(CudaDevice device, int rank, int size, long bytes, int flags, int series)
     {
-        (_device, Rank, _memory, _addresses) = (device, rank, memory, addresses);
-        (_flagsAt, _tablesAt, _flags) = (flagsAt, flagsAt + (series * flags * sizeof(uint)), flags);
+        (_device, Rank, _addresses) = (device, rank, new nint[size]);
+        (_flagsAt, _tablesAt, _flags) = (bytes, bytes + (series * flags * sizeof(uint)), flags);
         _rescue = new CudaStream(device.Context);
+        _memory = Allocate(device, bytes, flags, series);
     }
 
     public int Rank { get; }
@@ -40,22 +41,23 @@ internal sealed class PeerMemory : IDisposable
     /// </summary>
     /// <param name="bytes">For what others write; a multiple of 4.</param>
     /// <param name="flags">Of one series: flag f belongs to series f / flags.</param>
-    public static PeerMemory? Open(CudaDevice device, int rank, ThreadMeeting meeting, long bytes, int flags, int series = 1)
+    /// <param name="use">Makes the owner of the memory, which is abandoned where that fails.</param>
+    public static T? Open<T>(CudaDevice device, int rank, ThreadMeeting meeting, long bytes, int flags, int series, Func<PeerMemory, T> use) where T : class
     {
         meeting.Meet();
-        PlainMemory memory = Allocate(device, bytes, flags, series);
-        (nint Address, int Gpu)[] all = meeting.Share(rank, (memory.Pointer, device.Context.Gpu));
-        if (all.Any(a => all.Any(b => a.Gpu != b.Gpu && !CudaContext.CanAccess(a.Gpu, b.Gpu))))
+        var memory = new PeerMemory(device, rank, meeting.Size, bytes, flags, series);
+        try
         {
-            memory.Dispose();
+            bool isOpen = memory.Connect(meeting);
+            if (!isOpen) memory.Dispose();
             meeting.Meet();
-            return null;
+            return isOpen ? use(memory) : null;
         }
-        foreach ((_, int gpu) in all)
-            if (gpu != device.Context.Gpu) device.Context.UseMemoryOf(gpu);
-        var opened = new PeerMemory(device, rank, memory, [.. all.Select(a => a.Address)], bytes, flags, series);
-        meeting.Meet();
-        return opened;
+        catch
+        {
+            memory.Abandon();
+            throw;
+        }
     }
 
     public nint At(int rank, long offset) => _addresses[rank] + (nint)offset;
@@ -99,6 +101,7 @@ internal sealed class PeerMemory : IDisposable
             if (_disposed) return;
             _disposed = true;
             _memory.Abandon();
+            _rescue.Dispose();
         }
     }
 
@@ -112,6 +115,19 @@ internal sealed class PeerMemory : IDisposable
             _memory.Dispose();
             _rescue.Dispose();
         }
+    }
+
+    /// <summary>Learns where the ranks' memory lies and opens it to this GPU. False, on all, where two of their GPUs do not reach each other.</summary>
+    private bool Connect(ThreadMeeting meeting)
+    {
+        (nint Address, int Gpu)[] all = meeting.Share(Rank, (_memory.Pointer, _device.Context.Gpu));
+        if (all.Any(a => all.Any(b => a.Gpu != b.Gpu && !CudaContext.CanAccess(a.Gpu, b.Gpu)))) return false;
+        for (int rank = 0; rank < Size; rank++)
+        {
+            _addresses[rank] = all[rank].Address;
+            if (all[rank].Gpu != _device.Context.Gpu) _device.Context.UseMemoryOf(all[rank].Gpu);
+        }
+        return true;
     }
 
     /// <summary>Flags at zero, and a table of all numbers for each series.</summary>

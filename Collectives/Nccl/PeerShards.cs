@@ -63,9 +63,8 @@ internal sealed class PeerShards : IDisposable
     public static PeerShards? Open(CudaDevice device, int rank, ThreadMeeting meeting, long pieceBytes = DefaultPieceBytes)
     {
         long partBytes = pieceBytes / meeting.Size / PartAlignment * PartAlignment;
-        return PeerMemory.Open(device, rank, meeting, PeerPieces.BytesFor(meeting.Size, PartSlots + SumSlots, partBytes), PeerPieces.FlagsFor(meeting.Size), series: 2) is { } memory
-            ? new PeerShards(device, memory, partBytes)
-            : null;
+        long bytes = PeerPieces.BytesFor(meeting.Size, PartSlots + SumSlots, partBytes);
+        return PeerMemory.Open(device, rank, meeting, bytes, PeerPieces.FlagsFor(meeting.Size), series: 2, memory => new PeerShards(device, memory, partBytes));
     }
 
     /// <summary>Whether an operation on these operands is done here: the answer is the same on all ranks.</summary>
@@ -98,10 +97,11 @@ internal sealed class PeerShards : IDisposable
         _sums.Abort();
     }
 
+    /// <summary>As <see cref="PeerMemory.Abandon"/>, instead of <see cref="Dispose"/>.</summary>
     public void Abandon()
     {
         _memory.Abandon();
-        _squares.Dispose();
+        Free();
     }
 
     /// <summary>Blocks the host until what was queued has run.</summary>
@@ -115,6 +115,11 @@ internal sealed class PeerShards : IDisposable
     public void Dispose()
     {
         _memory.Dispose();
+        Free();
+    }
+
+    private void Free()
+    {
         _squares.Dispose();
         _computed.Dispose();
         _send.Dispose();
