@@ -11,6 +11,7 @@ internal static class Suite
         foreach (int tokens in lengths) yield return new LinearAttentionProblem(DecayKind.Head, tokens);
         foreach (DecayKind kind in (DecayKind[])[DecayKind.None, DecayKind.Token, DecayKind.Channel]) yield return new LinearAttentionProblem(kind, Rows);
         yield return new LinearAttentionProblem(DecayKind.Head, Rows, heads: 32, width: 64);
+        yield return new LinearAttentionProblem(DecayKind.Channel, Rows, group: 4);
         foreach (int tokens in lengths.Where(n => n <= Rows))
         {
             yield return new SoftmaxProblem(tokens, heads: 32, keyHeads: 8);

@@ -13,7 +13,7 @@ public sealed class SharedGpu : IDisposable
     public void Dispose() => _device?.Dispose();
 }
 
-/// <summary>The same rows on a GPU. Each carries the first word of its name as a trait (Row=softmax), so that one family can be run by itself.</summary>
+/// <summary>The same rows on a GPU. Each carries the words of its name as a trait (Row=softmax, Row=channel), so that one family can be run by itself.</summary>
 [Trait("Category", "Gpu")]
 public class GpuParityTests(SharedGpu gpu) : IClassFixture<SharedGpu>
 {
@@ -34,7 +34,7 @@ public class GpuParityTests(SharedGpu gpu) : IClassFixture<SharedGpu>
     public void Gradients_in_F32_are_those_of_the_CPU_in_F64(string name) => OpCases.Get(name).AssertSameGradients(gpu.Open());
 
     private static IEnumerable<TheoryDataRow<string>> ByFamily(TheoryData<string> names) =>
-        names.Select(row => new TheoryDataRow<string>(row.Data) { Traits = { ["Row"] = [row.Data.Split(' ')[0]] } });
+        names.Select(row => new TheoryDataRow<string>(row.Data) { Traits = { ["Row"] = [.. OpCases.Words(row.Data)] } });
 
     private void Check(string name, DType element)
     {

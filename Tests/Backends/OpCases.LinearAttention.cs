@@ -10,7 +10,7 @@ public static partial class OpCases
     /// <param name="Uneven">Most tokens hardly decay, a few forget all: sums of the decay are large where their differences are small.</param>
     /// <param name="MixedSeed">Above 0: decays of every strength from none to <paramref name="Decay"/> beside each other, drawn from this seed.</param>
     /// <param name="States">Whether an initial state and a gradient of the final state are given, and what leaves at either end is asked for.</param>
-    /// <param name="Together">Whether all gradients are asked for in one call.</param>
+    /// <param name="Together">Whether all gradients are asked for in one call, and where the device cuts the run what enters its segments is kept from the forward pass.</param>
     /// <param name="Documents">Boundaries of packed documents, each with states of its own; null: none.</param>
     private sealed record AttentionShape(
         int N, int D, int E, int B = 1, int H = 2, int Hk = 2, double Decay = 0, bool States = false, DecayKind Kind = DecayKind.Head, bool Uneven = false, int MixedSeed = 0, bool Together = false,
@@ -72,6 +72,12 @@ public static partial class OpCases
         new(300, 72, 104, B: 2, Decay: 20, States: true, Kind: DecayKind.Channel, Uneven: true, Together: true),
         new(300, 128, 128, H: 1, Hk: 1, Decay: 20, States: true, Kind: DecayKind.Channel),
         new(300, 64, 64, H: 4, Hk: 2, Decay: 0.05, Kind: DecayKind.Token, Together: true),
+        new(300, 64, 128, H: 4, Hk: 2, Decay: 0.5, Kind: DecayKind.Channel, Together: true),
+        new(600, 64, 64, H: 4, Hk: 1, Decay: 0.5, States: true, Kind: DecayKind.Channel, Together: true),
+        new(600, 64, 128, Hk: 1, Decay: 1.15, States: true, Kind: DecayKind.Channel),
+        new(300, 72, 104, B: 2, H: 4, Hk: 2, Decay: 20, States: true, Kind: DecayKind.Channel, Uneven: true),
+        new(300, 128, 128, Hk: 1, Decay: 0.1, States: true, Kind: DecayKind.Channel, Together: true),
+        new(300, 256, 130, Hk: 1, Decay: 0.1, States: true, Kind: DecayKind.Channel, Together: true),
         .. Packed,
     ];
 
@@ -152,7 +158,9 @@ public static partial class OpCases
                 Tensor? dFinal = s.States ? t("dFinal") : null;
                 using PackedRuns? runs = s.Documents is null ? null : new PackedRuns(s.Documents);
                 backend.LinearAttentionState(t("k"), t("v"), decay, t("M"), runs: runs);
-                backend.LinearAttention(t("q"), t("k"), t("v"), decay, initial, scale, t("o"), runs: runs);
+                using Tensor? entering = s.Together ? Segments(s, backend, t("q").Device) : null;
+                if (entering is not null) backend.LinearAttentionState(t("k"), t("v"), decay, state: null, entering);
+                backend.LinearAttention(t("q"), t("k"), t("v"), decay, initial, scale, t("o"), entering, runs);
                 backend.LinearAttentionBackwardState(t("q"), t("dO"), decay, scale, t("dM"), runs: runs);
                 if (s.States)
                 {
@@ -161,7 +169,7 @@ public static partial class OpCases
                 }
                 if (s.Together)
                 {
-                    backend.LinearAttentionBackward(t("q"), t("k"), t("v"), t("dO"), decay!, initial, dFinal, scale, t("dq"), t("dk"), t("dv"), t("dDecay"));
+                    backend.LinearAttentionBackward(t("q"), t("k"), t("v"), t("dO"), decay!, initial, dFinal, scale, t("dq"), t("dk"), t("dv"), t("dDecay"), entering);
                     return;
                 }
                 if (s.States && decayed && s.Kind != DecayKind.Head)
@@ -181,6 +189,16 @@ public static partial class OpCases
             Oracle = values => AttentionResults(s, Problem(s, values), values),
             NaiveBf16 = values => NaiveResults(s, values),
         };
+    }
+
+    /// <summary>Room for the segments' states, poisoned; null where the device does not cut the run.</summary>
+    private static Tensor? Segments(AttentionShape s, IBackend backend, Device device)
+    {
+        long count = backend.LinearAttentionSegments(s.B, s.N, s.H, s.D, s.E);
+        if (count <= 1) return null;
+        Tensor segments = Tensor.Empty([count, s.B, s.H, s.D, s.E], DType.F32, device);
+        backend.Fill(double.NaN, segments);
+        return segments;
     }
 
     private static LinearAttentionOracle Problem(AttentionShape s, Func<string, double[]> values) => new(s.B, s.N, s.H, s.Hk, s.D, s.E)

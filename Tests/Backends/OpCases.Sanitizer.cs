@@ -21,6 +21,7 @@ public static partial class OpCases
         "linear attention N=300 D=64 E=128 B=1 H=2 Hk=2 decay=20 per token with states",
         "linear attention N=300 D=64 E=64 B=1 H=4 Hk=2 decay=0.05 per token together",
         "linear attention N=600 D=64 E=64 B=1 H=1 Hk=1 decay=0.05 per channel with states",
+        "linear attention N=300 D=64 E=128 B=1 H=4 Hk=2 decay=0.5 per channel together",
         "linear attention N=300 D=128 E=128 B=1 H=2 Hk=2 decay=0.05 per channel with states together",
         "linear attention N=600 D=128 E=128 B=1 H=1 Hk=1 decay=1.15 per channel with states together",
         "linear attention N=1000 D=5 E=7 B=1 H=4 Hk=1 decay=0.2 with states",

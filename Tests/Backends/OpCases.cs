@@ -28,6 +28,9 @@ public static partial class OpCases
 
     public static TheoryData<string> Names => [.. s_rows.Keys];
 
+    /// <summary>The words of a row's name but for numbers: tests carry them as a trait, so that rows of one kind can be run by themselves.</summary>
+    public static string[] Words(string name) => [.. name.Split(' ').Where(word => char.IsLetter(word[0])).Distinct()];
+
     /// <summary>Rows with an autograd function, small enough for central differences.</summary>
     public static TheoryData<string> DifferentiableNames => [.. s_rows.Keys.Where(IsDifferentiable)];
 

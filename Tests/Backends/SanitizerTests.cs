@@ -5,8 +5,8 @@ using Xunit;
 namespace LaspNative.Tests.Backends;
 
 /// <summary>
-/// What compute-sanitizer runs. Rows carry their shard as a trait (Memcheck=0 .. 7, Racecheck=0 .. 7), so that several processes share the work: most of it is done by the host; and the first word of
-/// their name (Memcheck=softmax, Racecheck=softmax), so that one family can be checked by itself.
+/// What compute-sanitizer runs. Rows carry their shard as a trait (Memcheck=0 .. 7, Racecheck=0 .. 7), so that several processes share the work: most of it is done by the host; and the words of
+/// their name (Memcheck=softmax, Racecheck=channel), so that one family can be checked by itself.
 /// </summary>
 [Trait("Category", "Sanitizer")]
 public class SanitizerTests(SharedGpu gpu) : IClassFixture<SharedGpu>
@@ -34,7 +34,7 @@ public class SanitizerTests(SharedGpu gpu) : IClassFixture<SharedGpu>
     }
 
     private static IEnumerable<TheoryDataRow<string>> Sharded(string trait, IEnumerable<string> names) =>
-        names.Select((name, i) => new TheoryDataRow<string>(name) { Traits = { [trait] = [$"{i % Shards}", name.Split(' ')[0]] } });
+        names.Select((name, i) => new TheoryDataRow<string>(name) { Traits = { [trait] = [$"{i % Shards}", .. OpCases.Words(name)] } });
 }
 
 /// <summary>The rows for race checks launch every kernel, in both element types.</summary>

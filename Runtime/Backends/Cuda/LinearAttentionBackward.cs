@@ -69,7 +69,7 @@ internal sealed partial class CudaBackend
         RequireOutput(dv, run, run.KeyHeads, run.ValueWidth);
         AttentionOperand queries = AttentionOperand.Of(q), outputs = AttentionOperand.Of(dO);
         var pass = new AttentionPass(run, q.DType, AttentionDecay.Of(decay, run), Reverse: true);
-        if (!grouped && RunsOnChannelKernels(pass, DecayKind.PerChannel, q.Pointer, k.Pointer, v.Pointer, dO.Pointer, dk.Pointer, dv.Pointer))
+        if (RunsOnChannelKernels(pass, DecayKind.PerChannel, q.Pointer, k.Pointer, v.Pointer, dO.Pointer, dk.Pointer, dv.Pointer))
         {
             ChannelBackwardKeyValue(pass, q, k, v, dO, null, dFinalState, scale, dq: null, dk, dv, dDecay: null, entering: null, segments);
             return;

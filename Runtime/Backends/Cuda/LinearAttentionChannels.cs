@@ -2,8 +2,8 @@ namespace LaspNative.Runtime.Cuda;
 
 /// <summary>
 /// A decay per channel on tensor cores (linear_attention_channel_states.cu, _gentle.cu, _decay.cu and _decay_bwd.cu), and the gradient of a decay per token (linear_attention_token_decay_bwd.cu):
-/// bf16 on Hopper, D and E multiples of 8 up to 128, tensors that start on 16 bytes. Everything else, dk and dv of grouped queries, and everything under LASP_FORCE_SM80 stays on the
-/// kernels of LinearAttention.cs. Segments hold, behind their states, the decays over each of them, which the pass over their tokens finds on its way.
+/// bf16 on Hopper, D and E multiples of 8 up to 128, tensors that start on 16 bytes. Everything else, and everything under LASP_FORCE_SM80, stays on the kernels of LinearAttention.cs.
+/// Segments hold, behind their states, the decays over each of them, which the pass over their tokens finds on its way. dk and dv are made for each query head; those of a group are then summed.
 /// </summary>
 internal sealed partial class CudaBackend
 {
@@ -12,6 +12,7 @@ internal sealed partial class CudaBackend
     private const string ChannelStatesFile = "linear_attention_channel_states";
     private const string ChannelGradientFile = "linear_attention_channel_decay_bwd";
     private const string TokenGradientFile = "linear_attention_token_decay_bwd";
+    private const string GroupSumFile = "linear_attention_group_sum";
 
     /// <summary>THREADS of <see cref="ChannelFile"/>, and Layout::BYTES without and with output.</summary>
     private const uint ChannelThreads = 512;
@@ -43,23 +44,25 @@ internal sealed partial class CudaBackend
     }
 
     /// <summary>
-    /// Where a call's states lie: those of the segments, by direction, those of the chunks, and those with which the walk of gentle chunks ends, with how many chunks of each segment it has passed.
+    /// Where a call's states lie: those of the segments, by direction, those of the chunks, and those with which the walk of gentle chunks ends, with how many chunks of each segment it has passed;
+    /// then room for dk or dv of each query head, where a group of them shares a key head.
     /// </summary>
-    private readonly record struct ChannelScratch(nint Segments, long SegmentBytes, nint Chunks, long ChunkBytes, nint Stopped, nint Reached)
+    private readonly record struct ChannelScratch(nint Segments, long SegmentBytes, nint Chunks, long ChunkBytes, nint Stopped, nint Reached, nint QueryHeads)
     {
         public nint OwnSegments(int index) => Segments + (nint)(index * SegmentBytes);
 
         public nint ChunkStates(int index) => Chunks + (nint)(index * ChunkBytes);
     }
 
-    private ChannelScratch ChannelStates(AttentionRun run, int segments, int chunks)
+    private ChannelScratch ChannelStates(AttentionRun run, int segments, int chunks, bool queryHeads = false)
     {
         long segmentBytes = RoundUp(run.StoredSegments * run.StateElements * sizeof(float), 256);
         long chunkBytes = AttentionRun.Slices(run.Tokens) * run.Batches * run.Heads * ChunkStateBytes;
-        long stoppedBytes = RoundUp(run.Segments * run.StateElements * sizeof(float), 256), reachedBytes = run.Segments * run.Batches * run.Heads * sizeof(int);
-        nint first = _device.Workspace((segments * segmentBytes) + (chunks * chunkBytes) + stoppedBytes + reachedBytes);
-        nint ownChunks = first + (nint)(segments * segmentBytes), stopped = ownChunks + (nint)(chunks * chunkBytes);
-        return new ChannelScratch(first, segmentBytes, ownChunks, chunkBytes, stopped, stopped + (nint)stoppedBytes);
+        long stoppedBytes = RoundUp(run.Segments * run.StateElements * sizeof(float), 256), reachedBytes = RoundUp(run.Segments * run.Batches * run.Heads * sizeof(int), 256);
+        long headBytes = queryHeads ? run.Batches * run.Tokens * run.Heads * Math.Max(run.KeyWidth, run.ValueWidth) * DType.BF16.Size() : 0;
+        nint first = _device.Workspace((segments * segmentBytes) + (chunks * chunkBytes) + stoppedBytes + reachedBytes + headBytes);
+        nint ownChunks = first + (nint)(segments * segmentBytes), stopped = ownChunks + (nint)(chunks * chunkBytes), reached = stopped + (nint)stoppedBytes;
+        return new ChannelScratch(first, segmentBytes, ownChunks, chunkBytes, stopped, reached, reached + (nint)reachedBytes);
     }
 
     /// <summary>The decays over the segments; null with one segment, which needs none.</summary>
@@ -102,18 +105,18 @@ internal sealed partial class CudaBackend
     /// o, or dv with dO in the place of v; also the chunks' states (0: not kept). The walk of gentle chunks goes as far as they are, and the one for any decay goes on from there.
     /// </summary>
     private void OutputOfChannels(
-        AttentionPass pass, AttentionOperand q, AttentionOperand k, AttentionOperand v, double scale, nint entering, in ChannelScratch scratch, Tensor output, nint chunks)
+        AttentionPass pass, AttentionOperand q, AttentionOperand k, AttentionOperand v, double scale, nint entering, in ChannelScratch scratch, nint output, nint chunks)
     {
         AttentionRun run = pass.Run;
         long walks = run.Segments * run.Batches * run.Heads;
         Launch(
             GentleWalkFile, pass.Reverse ? "linear_attention_channel_gentle_value" : "linear_attention_channel_gentle_output", pass.Element, Blocks(walks, ChannelPanelThreads, GentleWalkShared),
             q.Pointer, k.Pointer, v.Pointer, pass.Decay.Pointer, run.Tokens, run.Heads, k.Heads, run.KeyWidth, run.ValueWidth, run.Batches, run.SegmentTokens,
-            (float)scale, entering, output.Pointer, chunks, scratch.Reached, scratch.Stopped);
+            (float)scale, entering, output, chunks, scratch.Reached, scratch.Stopped);
         Launch(
             ChannelFile, pass.Reverse ? "linear_attention_channel_bwd_value" : "linear_attention_channel_output", pass.Element, Blocks(walks, ChannelThreads, ChannelOutputShared),
             q.Pointer, k.Pointer, v.Pointer, pass.Decay.Pointer, (int)pass.Decay.Kind, run.Tokens, run.Heads, k.Heads, run.KeyWidth, run.ValueWidth, run.Batches, run.SegmentTokens,
-            (float)scale, scratch.Stopped, output.Pointer, chunks, scratch.Reached);
+            (float)scale, scratch.Stopped, output, chunks, scratch.Reached);
     }
 
     private void ChannelForward(AttentionPass pass, Tensor q, Tensor k, Tensor v, Tensor? initialState, double scale, Tensor o, Tensor? segments)
@@ -121,7 +124,7 @@ internal sealed partial class CudaBackend
         (AttentionOperand key, AttentionOperand value) = (AttentionOperand.Of(k), AttentionOperand.Of(v));
         ChannelScratch scratch = ChannelStates(pass.Run, segments is null ? 1 : 0, chunks: 0);
         nint entering = EnterChannels(pass, key, value, 1, initialState, segments, scratch.OwnSegments(0));
-        OutputOfChannels(pass, AttentionOperand.Of(q), key, value, scale, entering, scratch, o, chunks: 0);
+        OutputOfChannels(pass, AttentionOperand.Of(q), key, value, scale, entering, scratch, o.Pointer, chunks: 0);
     }
 
     /// <summary>dq; the states of its chunks stay in <paramref name="paths"/> where that is given.</summary>
@@ -141,18 +144,26 @@ internal sealed partial class CudaBackend
         Tensor? entering, Tensor? leaving, Tensor? paths = null)
     {
         (AttentionOperand query, AttentionOperand gradient) = (AttentionOperand.Of(q), AttentionOperand.Of(dO));
-        bool decays = dDecay is not null, makesChunks = decays && paths is null, makesEntering = makesChunks && entering is null;
+        bool decays = dDecay is not null, makesChunks = decays && paths is null, makesEntering = makesChunks && entering is null, grouped = pass.Run.Heads > pass.Run.KeyHeads;
         bool inOnePass = makesChunks && leaving is null && pass.Run.Segments > 1;
-        ChannelScratch scratch = ChannelStates(pass.Run, (leaving is null ? 1 : 0) + (makesEntering ? 1 : 0), makesChunks ? 2 : 1);
+        ChannelScratch scratch = ChannelStates(pass.Run, (leaving is null ? 1 : 0) + (makesEntering ? 1 : 0), makesChunks ? 2 : 1, grouped);
         nint leave = scratch.OwnSegments(makesEntering ? 1 : 0);
         if (inOnePass) EnterBothWays(pass, q, k, v, dO, initialState, dFinalState, scale, entering, scratch, leave);
         else leave = EnterChannels(pass, query, gradient, scale, dFinalState, leaving, leave);
-        OutputOfChannels(pass, query, AttentionOperand.Of(k), gradient, scale, leave, scratch, dv, scratch.ChunkStates(0));
+        OutputOfChannels(pass, query, AttentionOperand.Of(k), gradient, scale, leave, scratch, grouped ? scratch.QueryHeads : dv.Pointer, scratch.ChunkStates(0));
+        if (grouped) SumGroups(pass, scratch.QueryHeads, dv);
         if (makesChunks && !inOnePass) EnterChunks(pass with { Reverse = false }, k, v, initialState, entering, scratch.OwnSegments(0), scratch.ChunkStates(1));
         string kernel = dq is not null ? "linear_attention_channel_bwd_query_key_decay" : decays ? "linear_attention_channel_bwd_key_decay" : "linear_attention_channel_bwd_key";
         ChannelGradients(
-            kernel, pass, q.Pointer, k, v, dO, scale, makesChunks ? scratch.ChunkStates(1) : PointerOrNull(paths), scratch.ChunkStates(0), PointerOrNull(dq), dk.Pointer, PointerOrNull(dDecay));
+            kernel, pass, q.Pointer, k, v, dO, scale, makesChunks ? scratch.ChunkStates(1) : PointerOrNull(paths), scratch.ChunkStates(0), PointerOrNull(dq),
+            grouped ? scratch.QueryHeads : dk.Pointer, PointerOrNull(dDecay));
+        if (grouped) SumGroups(pass, scratch.QueryHeads, dk);
     }
+
+    /// <summary>dk or dv [B, N, Hk, width] from those of all query heads [B, N, H, width].</summary>
+    private void SumGroups(AttentionPass pass, nint queryHeads, Tensor sums) =>
+        Launch(
+            GroupSumFile, "linear_attention_group_sum", pass.Element, PerPack(sums.Count), queryHeads, (int)(pass.Run.Heads / pass.Run.KeyHeads), (int)sums.Shape[3], sums.Count, sums.Pointer);
 
     /// <summary>The states that enter the chunks (kept as the second of <paramref name="scratch"/>) and those that leave the segments, at <paramref name="leave"/>, from one pass over all operands.</summary>
     private void EnterBothWays(
@@ -192,7 +203,7 @@ internal sealed partial class CudaBackend
 
     /// <summary>Whether one kernel over single chunks gives the gradient of a decay per channel beside that of the keys.</summary>
     private bool GivesDecayInOnePass(in AttentionPass pass, params ReadOnlySpan<nint> pointers) =>
-        pass.Run.Heads == pass.Run.KeyHeads && pass.PaysRoundedStates && RunsOnChannelKernels(pass, DecayKind.PerChannel, pointers);
+        pass.PaysRoundedStates && RunsOnChannelKernels(pass, DecayKind.PerChannel, pointers);
 
     private static void RequireBackward(AttentionRun run, Tensor q, Tensor k, Tensor v, Tensor dO, Tensor decay, Tensor? initialState, Tensor? dFinalState, Tensor dk, Tensor dv, Tensor dDecay)
     {
@@ -241,11 +252,11 @@ internal sealed partial class CudaBackend
         AttentionRun run = pass.Run;
         AttentionPass backward = pass with { Reverse = true };
         (AttentionOperand query, AttentionOperand gradient) = (AttentionOperand.Of(call.Q), AttentionOperand.Of(call.OutputGradient));
-        bool known = call is { Entering: not null, Leaving: not null };
-        ChannelScratch scratch = ChannelStates(run, known ? 0 : 2, chunks: 2);
-        EnterChunks(pass, call.K, call.V, call.InitialState, known ? call.Entering : null, scratch.OwnSegments(0), scratch.ChunkStates(0));
-        nint leaving = known
-            ? SegmentPointer(run, call.Leaving!) : EnterChannels(backward, query, gradient, call.Scale, call.FinalStateGradient, null, scratch.OwnSegments(1));
+        int own = call.Entering is null ? 1 : 0;
+        ChannelScratch scratch = ChannelStates(run, own + (call.Leaving is null ? 1 : 0), chunks: 2);
+        EnterChunks(pass, call.K, call.V, call.InitialState, call.Entering, scratch.OwnSegments(0), scratch.ChunkStates(0));
+        nint leaving = call.Leaving is null
+            ? EnterChannels(backward, query, gradient, call.Scale, call.FinalStateGradient, null, scratch.OwnSegments(own)) : SegmentPointer(run, call.Leaving);
         WalkChannels(backward, query, gradient, call.Scale, leaving, segments: 0, scratch.ChunkStates(1));
         if (pass.PerChannel)
         {

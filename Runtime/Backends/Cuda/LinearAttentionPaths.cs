@@ -2,8 +2,8 @@ namespace LaspNative.Runtime.Cuda;
 
 /// <summary>
 /// The gradient of a decay per token without passes of its own (decay_paths.cuh): the walk that makes dq keeps the states of its sub-chunks and counts the paths that arrive from them, the walk that makes
-/// dk and dv counts the others, and a small kernel adds them up. bf16 on Hopper, as many key heads as heads, widths of multiples of 8 up to 128. For a decay per channel only the states are kept, which
-/// saves a walk. Everything else takes the passes of LinearAttentionChannels.cs.
+/// dk and dv counts the others, and a small kernel adds them up. bf16 on Hopper, as many key heads as heads, widths of multiples of 8 up to 128. For a decay per channel, of any groups of
+/// heads, only the states are kept, which saves a walk. Everything else takes the passes of LinearAttentionChannels.cs.
 /// </summary>
 internal sealed partial class CudaBackend
 {
