@@ -70,7 +70,7 @@ public interface IBackend
     /// <summary>Adds: result[0] += sum of x*x over all elements of all tensors, each of Acc or BF16; result is [1] of Acc.</summary>
     void AddSumOfSquares(ReadOnlySpan<Tensor> tensors, Tensor result);
 
-    /// <summary>y = a + b, and adds: squares, [n] of Acc, gain together the sum of y*y. Which of them gains what is the backend's, the same in every run; n is at least Count / <see cref="SquaresGrain"/>, rounded up.</summary>
+    /// <summary>y = a + b, all of one shape and element type (y may be a or b), and adds: squares, [n] of Acc, gain together the sum of y*y, of y as it was rounded. Which of them gains what is the backend's, the same in every run; n is at least Count / <see cref="SquaresGrain"/>, rounded up.</summary>
     void AddSquaring(Tensor a, Tensor b, Tensor y, Tensor squares);
 
     /// <summary>Elements whose squares may go to one number.</summary>

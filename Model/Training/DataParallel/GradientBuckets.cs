@@ -15,8 +15,8 @@ namespace LaspNative.Model;
 internal sealed class GradientBuckets : IDisposable
 {
     /// <summary>
-    /// Buckets whose messages may be under way at once in ZeRO-2 and 3: before another starts, the oldest is waited for and its memory freed. With the one that is being filled, three
-    /// buckets are there at most.
+    /// Buckets whose messages may be under way at once in ZeRO-2 and 3: before another starts, the oldest is waited for and its memory freed. With the one that is complete and about to start, three
+    /// buckets are there at most, and one that is being filled past it (<see cref="FlatBucket.Cut"/>'s of short parameters; in stage 3 that of what is outside the blocks).
     /// </summary>
     private const int InFlight = 2;
 

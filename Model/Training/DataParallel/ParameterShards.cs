@@ -82,7 +82,7 @@ internal sealed class ParameterShards : IParameterResidency, IDisposable
     /// </summary>
     public IReadOnlyList<NamedParameter> Segments => _segments;
 
-    /// <summary>The blocks of a model from the last to the first, then what lies outside of them: the order in which backward completes their gradients.</summary>
+    /// <summary>The blocks of a model from the last to the first, then what lies outside of them: the order in which backward completes their gradients, but that some of the first block's may wait for the embedding's (<see cref="Tape.PostponeParameters"/>).</summary>
     public static IReadOnlyList<FlatBucket> Blocks(ParameterOrder order, int ranks) =>
         [.. order.Blocks.Reverse().Append(order.Outside).Select(parameters => new FlatBucket(parameters, ranks))];
 
