@@ -62,7 +62,7 @@ public static class AttendCall
         ArgumentNullException.ThrowIfNull(options);
         if (options.Scale is { } scale && !double.IsFinite(scale)) throw new LaspException($"scale is {scale}; give a finite number");
         if (LaunchedRank.FromEnvironment() is { WorldSize: > 1 }) throw new LaspException("attend runs its ranks as threads of one process; start it once, without a launcher, and divide the tokens with --ranks");
-        CheckFolder(options.Output);
+        CheckOutput(options.Output, options.Input);
         using SafetensorsFile file = SafetensorsFile.Open(options.Input);
         var inputs = new AttendInputs(file, options.Attention, options.Causal);
         if (inputs.DType == DType.F64 && options.World.Device == DeviceKind.Cuda) throw new LaspException($"{file.Path}: q is F64, which runs on the cpu only; use --device cpu, or F32");
@@ -84,10 +84,11 @@ public static class AttendCall
     }
 
     /// <summary>Refuses a result that could not be written before computing it.</summary>
-    private static void CheckFolder(string output)
+    private static void CheckOutput(string output, string input)
     {
         string folder = Path.GetDirectoryName(Path.GetFullPath(output))!;
         if (!Directory.Exists(folder)) throw new LaspException($"{output}: cannot be written: there is no folder {folder}; make it first");
         if (Directory.Exists(output)) throw new LaspException($"{output}: cannot be written: it is a folder; give the name of a file");
+        if (Path.GetFullPath(output) == Path.GetFullPath(input)) throw new LaspException($"{output}: is the input too, which the results would replace; give another name to one of them");
     }
 }

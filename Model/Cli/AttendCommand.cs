@@ -42,6 +42,7 @@ internal static class AttendCommand
                     World = common.WorldOf(parsed, cpuOnly: isF64),
                 },
                 terminal.Cancellation);
+            if (UnusedStrategy(common, parsed, report.Attention) is { } unused) terminal.Note($"attend: {unused}");
             terminal.Note($"attend: {report.Attention.ToString().ToLowerInvariant()} attention, {report.Strategy}, {report.Ranks.Count} {(report.Ranks.Count == 1 ? "rank" : "ranks")} on {report.Device}, {report.DType}, B {report.Batch} N {report.Tokens} H {report.Heads} Hk {report.KeyHeads} D {report.KeyDim} E {report.ValueDim}{(report.Documents is { } documents ? $", {documents} documents" : "")}; wrote {string.Join(", ", report.Written)}");
             JsonReport.Write(Summary(report), parsed.GetValue(common.Json), terminal);
         });
@@ -56,6 +57,14 @@ internal static class AttendCommand
         bool fits = dtype switch { "bf16" => actual == DType.BF16, "fp32" => actual == DType.F32, _ => true };
         if (!fits) throw new LaspException($"{path}: --dtype {dtype} does not fit q, which is {actual}; attend computes in the tensors' own type, so leave --dtype out");
         isF64 = actual == DType.F64;
+    }
+
+    /// <summary>A strategy that was named for the other kind of attention alone says nothing about this call, which its user would like to know; null when there is none.</summary>
+    private static string? UnusedStrategy(CommonOptions common, ParseResult parsed, AttentionKind kind)
+    {
+        (Option<string?> used, Option<string?> other, string otherKind) = kind == AttentionKind.Softmax
+            ? (common.SoftmaxStrategy, common.Strategy, "linear") : (common.Strategy, common.SoftmaxStrategy, "softmax");
+        return parsed.GetValue(other) is { } name && parsed.GetValue(used) is null ? $"{other.Name} {name} is for {otherKind} attention and not used here; {used.Name} chooses here" : null;
     }
 
     /// <summary>The call for machines.</summary>

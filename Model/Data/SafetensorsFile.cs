@@ -50,7 +50,7 @@ public sealed class SafetensorsFile : IDisposable
         {
             throw new LaspException(e is FileNotFoundException or DirectoryNotFoundException
                 ? $"{path}: no such file; give the path of a safetensors file"
-                : $"{path}: cannot be read: {e.Message}", e);
+                : $"{path}: cannot be read: {(Directory.Exists(path) ? "it is a folder; give the path of a safetensors file" : e.Message)}", e);
         }
         try
         {

@@ -109,6 +109,9 @@ public sealed class AttendInputTests : IDisposable
         AssertRefused("the largest number of ranks it can use is 2", "--strategy", "ulysses", "--ranks", "4");
         AssertRefused("the largest number of ranks it can use is 2", "--attention", "softmax", "--softmax-strategy", "ulysses", "--ranks", "4");
         AssertRefused("cannot be written", "--output", PathOf("no/folder/out"));
+        byte[] input = File.ReadAllBytes(PathOf("in"));
+        AssertRefused("is the input too", "--output", Path.Combine(_folder, ".", "in"));
+        Assert.Equal(input, File.ReadAllBytes(PathOf("in")));
         Write("q:F32:1,4,2,8 k:F32:1,4,2,8 v:F32:1,4,2,8 initial_state:F32:1,2,8,8");
         AssertRefused("initial_state belongs to linear attention", "--attention", "softmax");
         AssertRefused("strategy ring passes no state and takes no initial_state", "--strategy", "ring", "--ranks", "2");
@@ -123,6 +126,26 @@ public sealed class AttendInputTests : IDisposable
         AssertRefused("no such file");
         File.WriteAllText(PathOf("in"), "this is not a safetensors file");
         AssertRefused("this is not a safetensors file");
+        File.Delete(PathOf("in"));
+        Directory.CreateDirectory(PathOf("in"));
+        AssertRefused("it is a folder; give the path of a safetensors file");
+    }
+
+    [Fact]
+    public void A_strategy_for_the_other_kind_of_attention_is_told_to_be_unused()
+    {
+        Write("q:F32:1,4,2,8 k:F32:1,4,2,8 v:F32:1,4,2,8");
+        Assert.Equal("attend: --strategy ring is for linear attention and not used here; --softmax-strategy chooses here", Notes("--attention", "softmax", "--strategy", "ring")[0]);
+        Assert.Equal("attend: --softmax-strategy ring is for softmax attention and not used here; --strategy chooses here", Notes("--softmax-strategy", "ring")[0]);
+        Assert.Single(Notes("--attention", "softmax", "--strategy", "lasp2", "--softmax-strategy", "ring"));
+        Assert.Single(Notes("--strategy", "ring"));
+    }
+
+    private string[] Notes(params string[] more)
+    {
+        LaspRun run = Lasp.Run(["attend", "--input", PathOf("in"), "--output", PathOf("out"), "--device", "cpu", .. more]);
+        Assert.Equal(0, run.ExitCode);
+        return run.ErrorLines;
     }
 
     private void AssertRefused(string expected, params string[] more)
