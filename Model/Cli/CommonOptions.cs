@@ -30,7 +30,7 @@ internal sealed class CommonOptions
 
     public Option<string?> Json { get; } = OptionKinds.Text("--json", "Write the result as JSON to this file; - is standard output.", "FILE");
 
-    public Option<string?> Trace { get; } = OptionKinds.Text("--trace", "Write a Chrome trace to this file.", "FILE");
+    public Option<string?> Trace { get; } = OptionKinds.Text("--trace", "Not available yet: a Chrome trace of the run.", "FILE");
 
     public void AddTo(Command command)
     {

@@ -1,4 +1,5 @@
 using System.CommandLine;
+using System.Globalization;
 using LaspNative.Collectives;
 using LaspNative.Model;
 
@@ -22,7 +23,7 @@ internal sealed class RunOptions
     private readonly Option<string?> _pinnedMemory = OptionKinds.Parsed(
         "--pinned-memory", "With --checkpoint-memory: most host memory of a rank for the blocks' inputs that wait there. [default: as much as they take]", "SIZE", text => ByteSize.Parse(text) is not null, "give a size such as 64GiB or 500MB");
     private readonly Option<long?> _mlpChunk = OptionKinds.Whole("--mlp-chunk", "Tokens of a rank whose feed-forward activations are there at once; 0: all. [default: 0]", "TOKENS", 0L);
-    private readonly Option<int?> _zero = OptionKinds.Whole("--zero", "What all ranks divide among themselves: 1 optimizer states, 2 gradients too, 3 parameters too. [default: 0, nothing]", "0|1|2|3", 0);
+    private readonly Option<string?> _zero = OptionKinds.Choice("--zero", "What all ranks divide among themselves: 1 optimizer states, 2 gradients too, 3 parameters too. [default: 0, nothing]", "0", "1", "2", "3");
     private readonly Option<int?> _bucket = OptionKinds.Whole("--bucket-mib", "MiB of gradients that one message sums, while backward goes on. [default: 32]", "M", 1);
 
     private readonly Option<string?> _gradientDType = OptionKinds.Choice("--gradient-dtype", "Type that the gradients of the blocks are summed in, over tokens and over ranks; bf16 with --dtype bf16 only. [default: fp32]", "fp32", "bf16");
@@ -59,7 +60,7 @@ internal sealed class RunOptions
             Output = Path.Combine("runs", name),
             World = world with { Ranks = TotalRanks(world.Ranks, groups) },
             DataParallel = groups,
-            Zero = (ZeroStage)(parsed.GetValue(_zero) ?? 0),
+            Zero = (ZeroStage)int.Parse(parsed.GetValue(_zero) ?? "0", CultureInfo.InvariantCulture),
             BucketBytes = (parsed.GetValue(_bucket) ?? 32L) << 20,
             Strategy = Common.StrategyOf(parsed),
             SoftmaxStrategy = Common.SoftmaxStrategyOf(parsed),

@@ -16,7 +16,7 @@ internal sealed class TrainCommand
     private readonly Option<bool> _resume = new("--resume") { Description = "Go on from the newest checkpoint in DIR." };
     private readonly Option<int?> _stopAfter = OptionKinds.Whole("--stop-after", "End after this step with a checkpoint; the schedule still spans --steps.", "K", 1);
     private readonly Option<int?> _checkpointEvery = OptionKinds.Whole("--checkpoint-every", "Steps between checkpoints; one is always written at the end.", "K", 1);
-    private readonly Option<string?> _tokenizer = OptionKinds.Text("--tokenizer", "How text becomes tokens. [default: bytes]", "bytes|FILE");
+    private readonly Option<string?> _tokenizer = OptionKinds.Text("--tokenizer", "How text becomes tokens; bytes is the only way so far. [default: bytes]", "bytes");
     private readonly Terminal _terminal;
 
     private TrainCommand(Terminal terminal) => _terminal = terminal;

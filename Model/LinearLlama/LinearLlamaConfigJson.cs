@@ -69,7 +69,11 @@ public static class LinearLlamaConfigJson
         }
         catch (Exception error) when (error is LaspException or IOException or UnauthorizedAccessException)
         {
-            throw new LaspException($"configuration {path}: {error.Message}", error);
+            throw new LaspException(
+                error is FileNotFoundException or DirectoryNotFoundException
+                    ? $"configuration {path}: no such file; give the path of a config.json, such as one of a checkpoint"
+                    : $"configuration {path}: {error.Message}",
+                error);
         }
     }
 

@@ -30,7 +30,7 @@ public sealed class MetricsLog : IDisposable
         }
         catch (Exception error) when (error is IOException or UnauthorizedAccessException)
         {
-            throw new LaspException($"cannot write {path}: {error.Message.ReplaceLineEndings(" ")}; choose another output folder", error);
+            throw new LaspException($"cannot write {path}: {error.Message.ReplaceLineEndings(" ").TrimEnd('.')}; choose another output folder", error);
         }
     }
 
