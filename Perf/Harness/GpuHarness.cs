@@ -31,7 +31,7 @@ internal sealed class GpuHarness(HarnessOptions options, TextWriter text)
             record.Write(options.Out);
         }
         if (before is not null) _table.Comparison(record, before);
-        _table.Summary(record);
+        _table.Summary(record, options.Out);
         return _rows.TrueForAll(r => r.Fault is null);
     }
 

@@ -51,10 +51,10 @@ internal sealed class ResultTable(TextWriter text)
         }
     }
 
-    public void Summary(PerformanceRecord record)
+    public void Summary(PerformanceRecord record, string file)
     {
         (Target Target, double Value)[] judged = [.. record.Rows.SelectMany(r => Targets.Of(r).Where(t => r.Figure(t.Unit) is not null).Select(t => (t, r.Figure(t.Unit)!.Value)))];
         int wrong = record.Rows.Count(r => r.Fault is not null);
-        text.WriteLine($"{record.Rows.Count} rows, {wrong} wrong; {judged.Count(j => j.Target.IsMet(j.Value))} of {judged.Length} targets met");
+        text.WriteLine($"{record.Rows.Count} rows, {wrong} wrong; {judged.Count(j => j.Target.IsMet(j.Value))} of {judged.Length} targets met; record in {file}");
     }
 }

@@ -39,7 +39,7 @@ internal sealed class RanksHarness(HarnessOptions options, TextWriter text)
         }
         record.Write(options.Out);
         if (before is not null) _table.Comparison(record, before);
-        _table.Summary(record);
+        _table.Summary(record, options.Out);
         return _rows.TrueForAll(r => r.Fault is null);
     }
 

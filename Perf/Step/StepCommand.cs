@@ -12,6 +12,8 @@ namespace LaspNative.Perf;
 /// </summary>
 internal sealed class StepCommand
 {
+    private const string DefaultRecord = "step-record.json";
+
     private readonly RunOptions _run = new();
     private readonly Option<string[]> _cases = new("--case") { Description = "Options of one case; may be repeated.", HelpName = "\"OPTIONS\"" };
     private readonly Option<string?> _suite = OptionKinds.Choice("--suite", "Cases that are kept together: of one GPU, of two.", [.. StepSuites.Names]);
@@ -42,11 +44,12 @@ internal sealed class StepCommand
         var command = new RootCommand("Times training steps on random tokens.");
         foreach (Option option in OfAllCases.Except([_run.Common.Json]).Append(_separateParts)) command.Add(option);
         _run.AddTo(command);
+        _run.Common.Json.Description = $"Write the record to this file. [default: {DefaultRecord}]";
         return command;
     }
 
     private StepHarnessOptions Options(ParseResult parsed) => new(
-        parsed.GetValue(_run.Common.Json) ?? "step-record.json",
+        parsed.GetValue(_run.Common.Json) is var record && record != "-" ? record ?? DefaultRecord : throw new LaspException("step: --json is '-'; give the name of a file, as the record grows case by case"),
         parsed.GetValue(_compare),
         parsed.GetValue(_steps) ?? 5,
         parsed.GetValue(_warmup) ?? 2,

@@ -42,7 +42,7 @@ internal sealed class StepHarness(StepHarnessOptions options, TextWriter text)
             record.Write(options.Out);
         }
         if (before is not null) new ResultTable(text).Comparison(record, before);
-        new ResultTable(text).Summary(record);
+        new ResultTable(text).Summary(record, options.Out);
         return _rows.TrueForAll(r => r.Fault is null);
     }
 
