@@ -85,7 +85,7 @@ public interface ICommunicator : IDisposable
     /// <summary>A send and a receive as one operation: neither waits for the other, so a ring of them cannot deadlock.</summary>
     CommunicationWork SendReceive(Tensor source, int to, Tensor destination, int from);
 
-    /// <summary>As <see cref="CommunicationWork.Wait"/> of each of these operations of this group, from the last to the first: what has come in order is waited for once.</summary>
+    /// <summary>As <see cref="CommunicationWork.Wait"/> of each of these operations of this group, from the last to the first, so that whoever carries them in order need wait for them once.</summary>
     void Wait(ReadOnlySpan<CommunicationWork> works)
     {
         for (int i = works.Length - 1; i >= 0; i--) works[i].Wait();
