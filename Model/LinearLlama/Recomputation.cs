@@ -42,7 +42,8 @@ public sealed record Recomputation
         _ => string.Create(CultureInfo.InvariantCulture, $"block:{EveryBlock}"),
     };
 
-    internal CheapValues CheapValues => KeepElementwise ? CheapValues.Kept : MlpChunk > 0 ? CheapValues.MadeForEach : CheapValues.MadeAgain;
+    /// <summary>What the tape of a step is to be told (<see cref="Tape.CheapValues"/>) by whoever runs a model's steps without the trainer.</summary>
+    public CheapValues CheapValues => KeepElementwise ? CheapValues.Kept : MlpChunk > 0 ? CheapValues.MadeForEach : CheapValues.MadeAgain;
 
     /// <summary>A block that is computed again keeps its norms and feature maps rather than making them a third time; where the feed-forward part goes in chunks, memory is short, and it makes them for each reader.</summary>
     internal CheapValues CheapValuesOfBlocks => MlpChunk == 0 || KeepElementwise ? CheapValues.Kept : CheapValues.MadeForEach;

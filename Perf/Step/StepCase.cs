@@ -50,13 +50,17 @@ internal sealed record StepCase(string Model, TrainOptions Options)
         recomputation.Kind == "none" ? "" : $"checkpointing={recomputation.Kind}",
         recomputation.KeepStates ? "keep-states" : "",
         recomputation.KeepElementwise ? "keep-elementwise" : "",
-        recomputation.DeviceBytes is { } bytes ? FormattableString.Invariant($"checkpoint-memory={bytes / (double)(1L << 30):0.##}GiB") : "",
+        recomputation.DeviceBytes is { } bytes ? $"checkpoint-memory={Size(bytes)}" : "",
         recomputation.MlpChunk > 0 ? FormattableString.Invariant($"mlp-chunk={recomputation.MlpChunk}") : "",
         Options.Strategy is StatePassing { SeparatesParts: true } ? "separate-parts" : "",
         Options is { World.Device: DeviceKind.Cuda, DType: DType.F32 } ? "fp32" : "",
         Options.GradientDType is { } gradients && gradients != Options.DType.Accumulator() ? $"gradients={gradients.ToString().ToLowerInvariant()}" : "",
         Options.BucketBytes == TrainOptions.DefaultBucketBytes ? "" : FormattableString.Invariant($"bucket={Options.BucketBytes >> 20}MiB"),
         ranks == 1 || Options.Zero == ZeroStage.None ? "" : FormattableString.Invariant($"zero={(int)Options.Zero}")]).Where(part => part.Length > 0));
+
+    private static string Size(long bytes) => bytes is > 0 and < 1L << 30
+        ? FormattableString.Invariant($"{bytes / (double)(1L << 20):0.##}MiB")
+        : FormattableString.Invariant($"{bytes / (double)(1L << 30):0.##}GiB");
 
     private string Strategies => Ranks == 1 ? "" : string.Join('+', ((string?[])[
         Options.Config.HasLayersOf(LayerType.LinearAttention) ? Options.Strategy.Name : null,
