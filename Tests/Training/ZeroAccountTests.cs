@@ -188,6 +188,21 @@ public class ZeroAccountTests
         Assert.Contains("model.embed_tokens.weight.exp_avg_sq", optimizer.Names);
     }
 
+    /// <summary>What the model reads before its blocks or in the first is updated as one range, and sent before the others are updated: also where short parameters of all blocks share a bucket.</summary>
+    [Theory]
+    [InlineData(1)]
+    [InlineData(3000)]
+    [InlineData(BucketBytes)]
+    [InlineData(20000)]
+    public void Buckets_of_what_is_read_first_come_last(long bytes) => Run(ZeroStage.None, DType.F32, rank =>
+    {
+        IReadOnlyList<FlatBucket> layouts = FlatBucket.Cut(rank.Model.Parameters.Reverse(), bytes, Ranks);
+        bool[] first = [.. layouts.Select(layout => layout.Pieces.Any(p => rank.Model.ReadingOrder.FirstReader(p.Parameter) <= 0))];
+        Assert.Contains(false, first);
+        Assert.DoesNotContain(false, first.SkipWhile(isFirst => !isFirst));
+        Assert.True(first[^1]);
+    });
+
     [Fact]
     public void Every_element_of_every_parameter_lies_in_one_shard() => Run(ZeroStage.None, DType.F32, rank =>
     {
