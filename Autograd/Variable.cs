@@ -85,6 +85,7 @@ public sealed class Variable : IDisposable
     /// <summary>
     /// Runs the tape backwards from this variable, adding to the gradients of all leaves reached. <paramref name="dOutput"/> is the gradient of this
     /// variable (it stays the caller's); it may be left out for a single element, where it is 1. The tape is spent afterwards.
+    /// Throws <see cref="LaspException"/> when its shape is another, when it is missing for more elements than one, and on a tape that already ran.
     /// </summary>
     public void Backward(Tensor? dOutput = null) => Autograd.Tape.Backward((this, dOutput));
 

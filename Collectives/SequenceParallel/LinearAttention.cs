@@ -18,6 +18,8 @@ public readonly record struct LinearAttentionResult(Variable Output, Variable Fi
 /// Every rank of the group calls with its own chunk. Two tape functions, so that work between them hides the messages in both directions:
 /// Begin's backward runs after Finish's, with whatever was recorded between the two in the middle.
 /// Gradients of decay and initial state are this rank's part: their sum over the ranks is the gradient.
+/// A shape or type that does not fit, and a call that the strategy cannot take, throw <see cref="LaspException"/>, which names the tensor and what it should be. Begin checks k, v, decay and initial state before
+/// it sends, Finish checks q; a rank that throws ends the others of its <see cref="World"/>.
 /// </summary>
 public static class LinearAttention
 {

@@ -21,8 +21,9 @@ internal sealed class StepTable(TextWriter text)
             return;
         }
         Line($"{row.Name,-84} {row.Milliseconds,9:0.0} {Of(row, Units.TokensPerSecond),9:0} {Of(row, Units.Teraflops),8:0.0} {Of(row, Units.GemmPercent),7:0.0}% {Percent(row, Units.PeakPercent)} {Percent(row, Units.ExposedPercent)} {Of(row, Units.PeakGibibytes),9:0.00}");
-        string memory = string.Join(", ", Enum.GetValues<MemoryCategory>().Select(c => string.Create(CultureInfo.InvariantCulture, $"{c.ToString().ToLowerInvariant()} {Of(row, Units.GibibytesOf(c)):0.00}")));
-        Line($"    steps {row.Fastest:0.0} .. {row.Slowest:0.0} ms ({row.Repeats}); GiB at the peak: {memory}{Optional(row, Units.ReservedGibibytes, "; held from the driver ")}");
+        (string unit, double scale) = Of(row, Units.PeakGibibytes) < 1 ? ("MiB", 1024.0) : ("GiB", 1.0); // small models are told apart too
+        string memory = string.Join(", ", Enum.GetValues<MemoryCategory>().Select(c => string.Create(CultureInfo.InvariantCulture, $"{c.ToString().ToLowerInvariant()} {scale * Of(row, Units.GibibytesOf(c)):0.00}")));
+        Line($"    steps {row.Fastest:0.0} .. {row.Slowest:0.0} ms ({row.Repeats}); {unit} at the peak: {memory}{Optional(row, Units.ReservedGibibytes, "; GiB held from the driver ")}");
         string carrier = row.GradientCarrier is null ? "" : $" (gradients by {row.GradientCarrier})";
         Line($"    per step and rank: {Of(row, Units.SentMebibytes):0.0} MiB sent{carrier}, {Of(row, Units.Launches):0} launches, {Of(row, Units.ManagedKibibytes):0} KiB managed; first loss {Of(row, Units.FirstLoss):0.0000}; case took {row.Seconds:0.0} s{Optional(row, Units.WeakScalingPercent, "; weak scaling % ")}{Optional(row, Units.MemoryOfOneRank, "; memory x one rank ")}{Optional(row, Units.OffloadPercent, "; % of speed without offload ")}{Optional(row, Units.TimesLasp2, "; x lasp2 ")}");
         foreach (Target target in Targets.Of(row))
