@@ -2,6 +2,7 @@ using System.CommandLine;
 using System.Runtime.InteropServices;
 using System.Runtime.Intrinsics;
 using LaspNative.Runtime;
+using LaspNative.Runtime.Interop;
 using Spectre.Console;
 
 namespace LaspNative.Cli;
@@ -32,6 +33,9 @@ internal static class DoctorCommand
     private static (string Name, LibraryReport Library)[] Libraries(SystemReport system) =>
         [("driver", system.Driver), ("NVRTC", system.Nvrtc), ("cuBLASLt", system.CublasLt), ("NCCL", system.Nccl)];
 
+    /// <summary>What to do, and which file was looked for where a variable names one.</summary>
+    private static string Missing(NativeLibraryStatus library) => library.Tried is [string named] ? $"{named} is not there or does not load; {library.Remedy}" : library.Remedy;
+
     private static void Print(SystemReport system, IReadOnlyList<DoctorCheck> checks, Terminal terminal)
     {
         Table table = new Table().Border(terminal.IsInteractive ? TableBorder.Rounded : TableBorder.None).HideHeaders().AddColumns("what", "state", "detail");
@@ -42,7 +46,7 @@ internal static class DoctorCommand
         {
             string release = name == "driver" && system.DriverRelease is { } driver ? $"release {driver}, CUDA " : "";
             if (library.Usable) Row(name, "found", $"{release}{library.Version ?? "version unknown"} in {library.Status.Path}");
-            else Row(name, library.Status.Found ? "broken" : "missing", library.Status.Found ? library.Problem! : library.Status.Remedy);
+            else Row(name, library.Status.Found ? "broken" : "missing", library.Status.Found ? library.Problem! : Missing(library.Status));
         }
         foreach (GpuReport gpu in system.Gpus)
             Row($"GPU {gpu.Index}", "found", $"{gpu.Name}, compute capability {gpu.ComputeCapability.Major}.{gpu.ComputeCapability.Minor}, {gpu.MemoryBytes / (double)(1L << 30):0.0} GiB, {gpu.MultiprocessorCount} multiprocessors");

@@ -27,6 +27,15 @@ public class DoctorTests
     }
 
     [Fact]
+    public void A_library_that_a_variable_names_in_vain_is_named()
+    {
+        if (SystemProbe.Run().Driver.Status.Found) Assert.Skip("this machine has a driver");
+        LaspRun run = Lasp.RunProcessWith("LASP_NVRTC", "/no/such/libnvrtc.so", "doctor");
+        Assert.Equal(0, run.ExitCode);
+        Assert.Contains("/no/such/libnvrtc.so is not there or does not load; install NVRTC", run.Error, StringComparison.Ordinal);
+    }
+
+    [Fact]
     public void What_is_missing_comes_with_a_remedy()
     {
         if (SystemProbe.Run().Driver.Status.Found) Assert.Skip("this machine has a driver");
