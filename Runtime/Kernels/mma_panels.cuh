@@ -23,6 +23,21 @@ template <int ROWS> struct TilePlace {
     __device__ __forceinline__ unsigned at(int packs, int rows = 0) const { return (start ^ packs % 8 << 4) + packs / 8 * ROWS * PANEL_ROW + rows * PANEL_ROW; }
 };
 
+// sums += a b^T over 16 columns, the 2 packs from 2 step on: a's operands of each strip by left(s), COLUMNS rows of b at `right`.
+template <int B_ROWS, int COLUMNS, int STRIPS, typename Left> __device__ __forceinline__ void correlate_step(const Left& left, const TilePlace<B_ROWS>& right, int step, Strip<COLUMNS> (&sums)[STRIPS])
+{
+#pragma unroll
+    for (int block = 0; block < COLUMNS / 8; block += 2) {
+        unsigned b[4];  // of rows 8 block and on, and of the next 8
+        load_matrices(right.at(2 * step, 8 * block), b);
+#pragma unroll
+        for (int s = 0; s < STRIPS; ++s) {
+            multiply_add(left(s), b[0], b[1], sums[s].at[block]);
+            multiply_add(left(s), b[2], b[3], sums[s].at[block + 1]);
+        }
+    }
+}
+
 // sums += a b^T over D columns: STRIPS * 16 rows of a from a_first on, COLUMNS rows of b from b_first on.
 template <int A_ROWS, int B_ROWS, int D, int COLUMNS, int STRIPS>
 __device__ __forceinline__ void correlate(unsigned a_tile, int a_first, unsigned b_tile, int b_first, Strip<COLUMNS> (&sums)[STRIPS])
@@ -35,16 +50,7 @@ __device__ __forceinline__ void correlate(unsigned a_tile, int a_first, unsigned
         unsigned a[STRIPS][4];
 #pragma unroll
         for (int s = 0; s < STRIPS; ++s) load_matrices(left.at(2 * step, 16 * s), a[s]);
-#pragma unroll
-        for (int block = 0; block < COLUMNS / 8; block += 2) {
-            unsigned b[4];  // of rows 8 block and on, and of the next 8
-            load_matrices(right.at(2 * step, 8 * block), b);
-#pragma unroll
-            for (int s = 0; s < STRIPS; ++s) {
-                multiply_add(a[s], b[0], b[1], sums[s].at[block]);
-                multiply_add(a[s], b[2], b[3], sums[s].at[block + 1]);
-            }
-        }
+        correlate_step<B_ROWS>([&](int s) -> const unsigned(&)[4] { return a[s]; }, right, step, sums);
     }
 }
 
@@ -68,16 +74,7 @@ template <int B_ROWS, int D, int COLUMNS, int STRIPS> __device__ __forceinline__
     const TilePlace<B_ROWS> right(b_tile, b_first + lane % 8 + lane / 16 * 8, lane / 8 % 2);
 #pragma unroll
     for (int step = 0; step < D / 16; ++step)
-#pragma unroll
-        for (int block = 0; block < COLUMNS / 8; block += 2) {
-            unsigned b[4];  // of rows 8 block and on, and of the next 8
-            load_matrices(right.at(2 * step, 8 * block), b);
-#pragma unroll
-            for (int s = 0; s < STRIPS; ++s) {
-                multiply_add(a[s].at[step], b[0], b[1], sums[s].at[block]);
-                multiply_add(a[s].at[step], b[2], b[3], sums[s].at[block + 1]);
-            }
-        }
+        correlate_step<B_ROWS>([&](int s) -> const unsigned(&)[4] { return a[s].at[step]; }, right, step, sums);
 }
 
 // out += left x, left rounded to bf16; x is ROWS rows from x_first on, a multiple of 8, and D columns.
