@@ -12,11 +12,15 @@ public static partial class OpCases
     /// <param name="States">Whether an initial state and a gradient of the final state are given, and what leaves at either end is asked for.</param>
     /// <param name="Together">Whether all gradients are asked for in one call, and where the device cuts the run what enters its segments is kept from the forward pass.</param>
     /// <param name="Documents">Boundaries of packed documents, each with states of its own; null: none.</param>
+    /// <param name="Slow">
+    /// Whether tokens hardly decay while values have a mean. All of the naive op's results are rounded to bf16 then, the decay's gradient as well, which every other row compares with one that stays fp32:
+    /// so many paths add up with one sign there that what each of them was rounded by averages out, and roundings that a token's pairs share do not.
+    /// </param>
     private sealed record AttentionShape(
         int N, int D, int E, int B = 1, int H = 2, int Hk = 2, double Decay = 0, bool States = false, DecayKind Kind = DecayKind.Head, bool Uneven = false, int MixedSeed = 0, bool Together = false,
-        long[]? Documents = null)
+        long[]? Documents = null, bool Slow = false)
     {
-        public string Name => $"linear attention N={N} D={D} E={E} B={B} H={H} Hk={Hk} {(Uneven ? "uneven " : MixedSeed > 0 ? "mixed " : "")}decay={Decay}{KindName}{(States ? " with states" : "")}{(Together ? " together" : "")}{(Documents is null ? "" : $" in {Documents.Length - 1} documents")}";
+        public string Name => $"linear attention N={N} D={D} E={E} B={B} H={H} Hk={Hk} {(Uneven ? "uneven " : MixedSeed > 0 ? "mixed " : "")}decay={Decay}{KindName}{(States ? " with states" : "")}{(Together ? " together" : "")}{(Documents is null ? "" : $" in {Documents.Length - 1} documents")}{(Slow ? " slow" : "")}";
 
         private string KindName => Kind switch { DecayKind.Token => " per token", DecayKind.Channel => " per channel", _ => "" };
 
@@ -78,7 +82,18 @@ public static partial class OpCases
         new(300, 72, 104, B: 2, H: 4, Hk: 2, Decay: 20, States: true, Kind: DecayKind.Channel, Uneven: true),
         new(300, 128, 128, Hk: 1, Decay: 0.1, States: true, Kind: DecayKind.Channel, Together: true),
         new(300, 256, 130, Hk: 1, Decay: 0.1, States: true, Kind: DecayKind.Channel, Together: true),
+        .. Slow(DecayKind.Token),
+        .. Slow(DecayKind.Channel),
         .. Packed,
+    ];
+
+    /// <summary>Decays that leave most of a token for hundreds of others.</summary>
+    private static IEnumerable<AttentionShape> Slow(DecayKind kind) =>
+    [
+        new(300, 64, 128, H: 5, Hk: 1, Decay: 0.05, Kind: kind, Together: true, Slow: true),
+        new(600, 64, 64, H: 5, Hk: 5, Decay: 0.05, States: true, Kind: kind, Slow: true),
+        new(600, 128, 128, H: 5, Hk: 1, Decay: 0.005, Kind: kind, Together: true, Slow: true),
+        new(1100, 64, 64, H: 5, Hk: 5, Decay: 0.0005, Kind: kind, Together: true, Slow: true),
     ];
 
     /// <summary>Packed documents: of one token, of a sub-chunk more or less, and long enough to be cut, beside each other.</summary>
@@ -223,7 +238,7 @@ public static partial class OpCases
         }
         LinearAttentionOracle problem = Problem(s, values);
         NaiveBf16Attention.Results r = new NaiveBf16Attention(problem).Run(values("dO"), s.States ? values("dFinal") : null);
-        Dictionary<string, double[]> results = Results(("o", r.Output), ("M", r.State), ("dM", r.BackwardState), ("dq", r.Query), ("dk", r.Key), ("dv", r.Value), ("dDecay", r.Decay));
+        Dictionary<string, double[]> results = Results(("o", r.Output), ("M", r.State), ("dM", r.BackwardState), ("dq", r.Query), ("dk", r.Key), ("dv", r.Value), ("dDecay", s.Slow ? TestData.Rounded(r.Decay, DType.BF16) : r.Decay));
         if (!s.States) return results;
         double[] through = Through(s, values);
         double[] Passed(string name) => [.. values(name).Select((x, i) => x * through[i / (s.D * s.E) * through.Length / (s.B * s.H) + (through.Length == s.B * s.H ? 0 : i / s.E % s.D)])];
