@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What a GPU host must show, in one run: verify-gpu.sh BUNDLE_FOLDER OUTPUT_FOLDER PART...
-# Parts: doctor tests train virtual strategies sanitizer racecheck memory speed step hostcosts (one GPU), strategies two speed2 step2 (two GPUs: threads, processes, NCCL tests). The bundle is made by Perf/bundle.sh.
+# Parts: doctor tests train virtual strategies sanitizer racecheck memory speed step hostcosts (one GPU), strategies two speed2 step2 (two GPUs: threads, processes, NCCL tests), four (four GPUs: NCCL tests). The bundle is made by Perf/bundle.sh.
 # Run from the repository root (its text is the corpus). Prints one PASS or FAIL line per check; exits 1 when one failed.
 set -uo pipefail
 export TESTINGPLATFORM_TELEMETRY_OPTOUT=1 # costs 10 s per test process on a host without network
@@ -107,6 +107,7 @@ for part in "$@"; do
                 same_losses processes-$dtype one-$dtype "$tolerance"
             done
             check "NCCL tests" "$bundle/LaspNative.Tests" --filter-trait Category=TwoGpus; grep -E "total:|succeeded:|failed:|skipped:" "$work/log" ;;
+        four) check "NCCL tests of four GPUs" "$bundle/LaspNative.Tests" --filter-trait Category=FourGpus; grep -E "total:|succeeded:|failed:|skipped:" "$work/log" ;;
         *) echo "unknown part '$part'"; failed=1 ;;
     esac
 done

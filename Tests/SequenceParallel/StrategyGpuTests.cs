@@ -51,11 +51,13 @@ public class StrategyVirtualRankTests : StrategyGpuContract
 
     public static IEnumerable<string> StrategyNames() => LaspNative.Collectives.SequenceParallel.All.Select(s => s.Name).Where(n => n != "serial");
 
-    public static TheoryData<string, int, DecayKind> Bf16Cases()
+    public static TheoryData<string, int, DecayKind> Bf16Cases() => Bf16Cases(2);
+
+    internal static TheoryData<string, int, DecayKind> Bf16Cases(int w)
     {
         var rows = new TheoryData<string, int, DecayKind>();
         foreach (string strategy in StrategyNames())
-            foreach (DecayKind decay in Enum.GetValues<DecayKind>()) rows.Add(strategy, 2, decay);
+            foreach (DecayKind decay in Enum.GetValues<DecayKind>()) rows.Add(strategy, w, decay);
         return rows;
     }
 
@@ -95,16 +97,20 @@ public class StrategyVirtualRankTests : StrategyGpuContract
 }
 
 /// <summary>One GPU per rank, over NCCL.</summary>
-[Trait("Category", "TwoGpus")]
-[Collection(nameof(OverNccl))]
-public class StrategyNcclTests : StrategyGpuContract
+public abstract class StrategyNcclContract : StrategyGpuContract
 {
     protected override WorldOptions World(int ranks)
     {
         Gpu.Require(ranks);
         return new WorldOptions(DeviceKind.Cuda);
     }
+}
 
+/// <summary>Over two GPUs: every rank is the first or the last.</summary>
+[Trait("Category", "TwoGpus")]
+[Collection(nameof(OverNccl))]
+public class StrategyNcclTests : StrategyNcclContract
+{
     public static TheoryData<string, int, int, DecayKind, string> Cases() => StrategyMatrixTests.Matrix([.. StrategyVirtualRankTests.StrategyNames()], [2]);
 
     public static TheoryData<string, int, DecayKind> Bf16Cases() => StrategyVirtualRankTests.Bf16Cases();
@@ -122,4 +128,28 @@ public class StrategyNcclTests : StrategyGpuContract
     [InlineData("lasp2")]
     [InlineData("zeco")]
     public void Bytes_per_layer_are_the_formula(string strategy) => AssertBytes(strategy, 2);
+}
+
+/// <summary>Over three and four GPUs: ranks between others, which receive and send on.</summary>
+[Trait("Category", "FourGpus")]
+[Collection(nameof(OverNccl))]
+public class StrategyFourGpuTests : StrategyNcclContract
+{
+    public static TheoryData<string, int, int, DecayKind, string> Cases() => StrategyMatrixTests.Matrix([.. StrategyVirtualRankTests.StrategyNames()], [3, 4]);
+
+    public static TheoryData<string, int, DecayKind> Bf16Cases() => StrategyVirtualRankTests.Bf16Cases(4);
+
+    [Theory]
+    [MemberData(nameof(Cases))]
+    public void F32_equals_the_definition(string strategy, int w, int n, DecayKind decay, string kind) => AssertF32(strategy, w, n, decay, kind);
+
+    [Theory]
+    [MemberData(nameof(Bf16Cases))]
+    public void Bf16_errs_at_most_twice_as_much_as_the_naive_op(string strategy, int w, DecayKind decay) => AssertBf16(strategy, w, decay);
+
+    [Theory]
+    [InlineData("lasp1")]
+    [InlineData("lasp2")]
+    [InlineData("zeco")]
+    public void Bytes_per_layer_are_the_formula(string strategy) => AssertBytes(strategy, 4);
 }

@@ -21,14 +21,22 @@ public class StrategyProcessTests
         Launch(DeviceKind.Cuda);
     }
 
-    private static void Launch(DeviceKind device)
+    [Fact]
+    [Trait("Category", "FourGpus")]
+    public void Each_of_four_processes_equals_the_definition_over_NCCL()
+    {
+        Gpu.Require(4);
+        Launch(DeviceKind.Cuda, processes: 4);
+    }
+
+    private static void Launch(DeviceKind device, int processes = 2)
     {
         string program = Environment.ProcessPath!;
         string[] entry = Path.GetFileNameWithoutExtension(program) == "dotnet" ? [Assembly.GetEntryAssembly()!.Location] : [];
         using var output = new MemoryStream();
         var errors = new StringWriter();
         string[] arguments = [.. entry, "--filter-class", typeof(StrategyRank).FullName!, "--filter-method", $"*{device}_rank*", "--no-progress"];
-        int code = ProcessLauncher.Run(new LaunchOptions(2), program, arguments, output, errors);
+        int code = ProcessLauncher.Run(new LaunchOptions(processes), program, arguments, output, errors);
         string log = Encoding.UTF8.GetString(output.ToArray()) + errors;
         Assert.True(code == 0, log);
         Assert.Contains("succeeded: 1", log, StringComparison.Ordinal);

@@ -42,26 +42,44 @@ public class SoftmaxGpuTests
 }
 
 /// <summary>The same over NCCL, one GPU per rank.</summary>
-[Trait("Category", "TwoGpus")]
-[Collection(nameof(OverNccl))]
-public class SoftmaxNcclTests
+public abstract class SoftmaxNcclContract
 {
     private static readonly WorldOptions s_nccl = new(DeviceKind.Cuda);
 
     public static TheoryData<string> Strategies() => [.. SoftmaxMatrixTests.Names];
 
+    protected static void AssertEveryRank(string strategy, int w)
+    {
+        Gpu.Require(w);
+        foreach (int n in new[] { 1, 131 })
+        {
+            SoftmaxCase @case = SoftmaxGpuTests.Case(strategy, w, n, DType.F32) with { B = 2 };
+            Dictionary<string, double> errors = @case.Errors(s_nccl, (rank, sent) => Assert.True((sent.Forward, sent.Backward) == sent.Predicted, $"{@case} on rank {rank}: {sent}"));
+            Assert.All(errors, e => Assert.True(e.Value <= 5e-5, $"{@case}: {e.Key}: {e.Value:e2}"));
+        }
+        SoftmaxMatrixTests.AssertWithin(SoftmaxGpuTests.Case(strategy, w, 97, DType.F32) with { Documents = SoftmaxMatrixTests.DocumentsOf(97) }, 5e-5, s_nccl);
+        SoftmaxMatrixTests.AssertBf16(SoftmaxGpuTests.Case(strategy, w, 200, DType.BF16), s_nccl);
+    }
+}
+
+[Trait("Category", "TwoGpus")]
+[Collection(nameof(OverNccl))]
+public class SoftmaxNcclTests : SoftmaxNcclContract
+{
+    [Theory]
+    [MemberData(nameof(Strategies))]
+    public void Every_rank_equals_the_definition_and_sends_what_is_predicted(string strategy) => AssertEveryRank(strategy, 2);
+}
+
+[Trait("Category", "FourGpus")]
+[Collection(nameof(OverNccl))]
+public class SoftmaxFourGpuTests : SoftmaxNcclContract
+{
     [Theory]
     [MemberData(nameof(Strategies))]
     public void Every_rank_equals_the_definition_and_sends_what_is_predicted(string strategy)
     {
-        Gpu.Require(2);
-        foreach (int n in new[] { 1, 131 })
-        {
-            SoftmaxCase @case = SoftmaxGpuTests.Case(strategy, 2, n, DType.F32) with { B = 2 };
-            Dictionary<string, double> errors = @case.Errors(s_nccl, (rank, sent) => Assert.True((sent.Forward, sent.Backward) == sent.Predicted, $"{@case} on rank {rank}: {sent}"));
-            Assert.All(errors, e => Assert.True(e.Value <= 5e-5, $"{@case}: {e.Key}: {e.Value:e2}"));
-        }
-        SoftmaxMatrixTests.AssertWithin(SoftmaxGpuTests.Case(strategy, 2, 97, DType.F32) with { Documents = SoftmaxMatrixTests.DocumentsOf(97) }, 5e-5, s_nccl);
-        SoftmaxMatrixTests.AssertBf16(SoftmaxGpuTests.Case(strategy, 2, 200, DType.BF16), s_nccl);
+        AssertEveryRank(strategy, 4);
+        AssertEveryRank(strategy, 3);
     }
 }

@@ -43,3 +43,18 @@ public class ZeroNcclTests
         ZeroGpuTests.AssertEveryStage(dp, sp, new WorldOptions(DeviceKind.Cuda, 2));
     }
 }
+
+[Trait("Category", "FourGpus")]
+[Collection(nameof(OverNccl))]
+public class ZeroFourGpuTests
+{
+    [Theory]
+    [InlineData(1, 4)]
+    [InlineData(2, 2)]
+    [InlineData(4, 1)]
+    public void Four_gpus_train_as_one_does_in_every_stage(int dp, int sp)
+    {
+        Gpu.Require(4);
+        ZeroGpuTests.AssertEveryStage(dp, sp, new WorldOptions(DeviceKind.Cuda, 4));
+    }
+}
