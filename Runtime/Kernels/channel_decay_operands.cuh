@@ -15,18 +15,15 @@ typedef Tile<CHUNK> ScoreTile;
 
 constexpr int ROW_TILE_BYTES = CHUNK * RowTile::ROW_BYTES, DECAY_BYTES = CHUNK * WIDTH * 4, STATE_BYTES = WIDTH * RowTile::ROW_BYTES;
 constexpr int FACTOR_BYTES = ROW_BLOCKS * WIDTH * 4;
-constexpr int PAIRS = WIDTH / 2, GROUPS = THREADS / PAIRS, GROUP = CHUNK / GROUPS;  // without output: a thread decays 2 channels of a group of rows
+constexpr int PAIRS = WIDTH / 2, GROUPS = THREADS / PAIRS, GROUP = CHUNK / GROUPS;  // in gentle chunks a thread decays 2 channels of a group of rows
 constexpr int DIAGONAL_VALUES = 6;              // scores of a lane in a 16 x 16 block that are not above the diagonal
 
-// Where things lie in shared memory. A walk that makes no output keeps two chunks of raw operands and needs neither scores nor both operands.
-template <bool OUTPUT> struct Layout {
-    static constexpr int STAGES = OUTPUT ? 1 : 2;
-    static constexpr int Q = 0, K = Q + (OUTPUT ? ROW_TILE_BYTES : 0), G = K + STAGES * ROW_TILE_BYTES, V = G + STAGES * DECAY_BYTES;
-    static constexpr int FROM = V + 2 * ROW_TILE_BYTES, TO = FROM + ROW_TILE_BYTES, LEVEL_16 = TO + (OUTPUT ? ROW_TILE_BYTES : 0), LEVEL_32 = LEVEL_16 + (OUTPUT ? ROW_TILE_BYTES : 0);
-    static constexpr int STATE = LEVEL_32 + (OUTPUT ? ROW_TILE_BYTES : 0), SCORES = STATE + STATE_BYTES;
-    static constexpr int DIAGONALS = SCORES + (OUTPUT ? CHUNK * ScoreTile::ROW_BYTES : 0);
-    static constexpr int FACTORS = DIAGONALS + (OUTPUT ? WARPS * DIAGONAL_VALUES * WARP * 4 : 0);
-    static constexpr int THROUGH = FACTORS + (OUTPUT ? 3 * FACTOR_BYTES : GROUPS * WIDTH * 4), BYTES = THROUGH + WIDTH * 4;
+// Where things lie in shared memory. Values of the next chunk arrive while those of this one are read.
+struct Layout {
+    static constexpr int Q = 0, K = Q + ROW_TILE_BYTES, G = K + ROW_TILE_BYTES, V = G + DECAY_BYTES;
+    static constexpr int FROM = V + 2 * ROW_TILE_BYTES, TO = FROM + ROW_TILE_BYTES, LEVEL_16 = TO + ROW_TILE_BYTES, LEVEL_32 = LEVEL_16 + ROW_TILE_BYTES;
+    static constexpr int STATE = LEVEL_32 + ROW_TILE_BYTES, SCORES = STATE + STATE_BYTES, DIAGONALS = SCORES + CHUNK * ScoreTile::ROW_BYTES;
+    static constexpr int FACTORS = DIAGONALS + WARPS * DIAGONAL_VALUES * WARP * 4, THROUGH = FACTORS + 3 * FACTOR_BYTES, BYTES = THROUGH + WIDTH * 4;
 };
 
 __device__ __forceinline__ int warp_of() { return threadIdx.x / WARP; }
@@ -47,17 +44,6 @@ __device__ __forceinline__ void fetch_decay(const Decay& g, int64 first, int row
     for (int i = 0; i < CHUNK; i += STRIDE) {
         const int row = threadIdx.x / PIECES + i;
         copy16_async(decay_piece(tile, row, piece), from + (row < rows ? row : 0) * g.stride, row < rows && exists ? 16 : 0);
-    }
-}
-
-// The same for a decay per token, whose tile is filled on return.
-__device__ __forceinline__ void spread_decay(const Decay& g, int64 first, int rows, unsigned tile)
-{
-#pragma unroll 1
-    for (int p = threadIdx.x; p < CHUNK * WIDTH / 4; p += THREADS) {
-        const int row = p / (WIDTH / 4), piece = p % (WIDTH / 4);
-        const float x = row < rows && piece * 4 < g.columns ? g.start[(first + row) * g.stride] : 0.0f;
-        store_shared(decay_piece(tile, row, piece), make_float4(x, x, x, x));
     }
 }
 
@@ -179,7 +165,7 @@ __device__ __forceinline__ void store_plain(const float (&x)[OWN], RowTile tile,
 // Fills the tiles FROM (scale q . from), TO (k . to), LEVEL_16 and LEVEL_32, each warp its part, and leaves its part of the scores on the diagonal.
 __device__ __forceinline__ void decay_operands(unsigned shared)
 {
-    typedef Layout<true> At;
+    typedef Layout At;
     const int block = warp_of() % ROW_BLOCKS, quarter = warp_of() / ROW_BLOCKS, row = block * ROW_BLOCK;
     const RowTile q_tile = { shared + At::Q }, k_tile = { shared + At::K };
     DiagonalScores scores;
@@ -222,28 +208,14 @@ __device__ __forceinline__ void decay_operands(unsigned shared)
 // For any decay. Barriers before (by the caller), in between and after.
 __device__ __forceinline__ void decay_by_levels(unsigned shared, float scale)
 {
-    typedef Layout<true> At;
+    typedef Layout At;
     make_factors(shared + At::G, scale, shared + At::FACTORS, shared + At::THROUGH);
     __syncthreads();
     decay_operands(shared);
     __syncthreads();
 }
 
-// ---- Without output only one operand is decayed: thread (group, pair) takes 8 rows of 2 channels ----
-
-// log2 of the decays of this thread's rows, and their sums for the other threads. The caller synchronises.
-__device__ __forceinline__ void sum_groups(unsigned decays, unsigned sums, float2 (&g)[GROUP])
-{
-    const int pair = threadIdx.x % PAIRS, group = threadIdx.x / PAIRS;
-    float2 sum = make_float2(0.0f, 0.0f);
-#pragma unroll
-    for (int i = 0; i < GROUP; ++i) {
-        g[i] = load_float2(decay_piece(decays, group * GROUP + i, pair / 2) + pair % 2 * 8);
-        g[i].x *= LOG2_E, g[i].y *= LOG2_E;
-        sum.x += g[i].x, sum.y += g[i].y;
-    }
-    store_shared(sums + (group * WIDTH + 2 * pair) * 4, sum);
-}
+// ---- In gentle chunks thread (group, pair) takes 8 rows of 2 channels ----
 
 // Where row i of a thread's group holds its pair of channels.
 __device__ __forceinline__ unsigned own_pair(int i)
@@ -257,33 +229,6 @@ __device__ __forceinline__ void load_pairs(RowTile x, unsigned (&pairs)[GROUP])
 {
 #pragma unroll
     for (int i = 0; i < GROUP; ++i) pairs[i] = load_unsigned(x.start + own_pair(i));
-}
-
-// decayed = x . to, or, REVERSE, scale x . from. The first group also leaves the decay through the chunk, and adds its logarithm to `log`.
-template <bool REVERSE> __device__ __forceinline__ void decay_rows(
-    const float2 (&g)[GROUP], unsigned sums, RowTile x, float scale, RowTile decayed, unsigned through, double (&log)[2])
-{
-    const int pair = threadIdx.x % PAIRS, group = threadIdx.x / PAIRS;
-    float2 sum = make_float2(0.0f, 0.0f);
-#pragma unroll
-    for (int other = 0; other < GROUPS; ++other) {
-        const float2 y = load_float2(sums + (other * WIDTH + 2 * pair) * 4);
-        const bool counts = REVERSE ? other < group : other > group;
-        sum.x += counts ? y.x : 0.0f, sum.y += counts ? y.y : 0.0f;
-    }
-    const float own_scale = REVERSE ? scale : 1.0f;
-    unsigned values[GROUP];
-    load_pairs(x, values);
-#pragma unroll
-    for (int n = 0; n < GROUP; ++n) {
-        const int i = REVERSE ? n : GROUP - 1 - n;
-        if (REVERSE) sum.x += g[i].x, sum.y += g[i].y;
-        store_shared(decayed.start + own_pair(i), pack_bf16(own_scale * low_of(values[i]) * exp2_approximate(sum.x), own_scale * high_of(values[i]) * exp2_approximate(sum.y)));
-        if (!REVERSE) sum.x += g[i].x, sum.y += g[i].y;
-    }
-    if (group != (REVERSE ? GROUPS - 1 : 0)) return;  // whose sum is that of all rows now
-    store_shared(through + 2 * pair * 4, make_float2(exp2_approximate(sum.x), exp2_approximate(sum.y)));
-    log[0] += sum.x, log[1] += sum.y;
 }
 
 // ---- Scores ----
@@ -325,8 +270,9 @@ __device__ __forceinline__ void score_block(RowTile x, int row, int column, int 
 }
 
 // Warps 0 to 3 take the diagonal, the others half a block each of the six below it.
-template <typename At> __device__ __forceinline__ void make_scores(unsigned shared, float scale)
+__device__ __forceinline__ void make_scores(unsigned shared, float scale)
 {
+    typedef Layout At;
     const ScoreTile scores = { shared + At::SCORES };
     unsigned warp = warp_of();
     keep_in_loop(warp);

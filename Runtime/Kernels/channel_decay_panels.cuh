@@ -55,6 +55,18 @@ __device__ __forceinline__ void copy_logs(const ChannelLogs& x, const Chunk& chu
     }
 }
 
+// The same where `start` is a decay of all channels alike: written on return, to be seen behind a barrier.
+__device__ __forceinline__ void spread_logs(const ChannelLogs& x, const Chunk& chunk, unsigned to)
+{
+    constexpr int PACKS = WIDTH / QUAD;
+#pragma unroll 1
+    for (int i = threadIdx.x; i < TILE * PACKS; i += WARPGROUP) {
+        const int row = i / PACKS;
+        const float log = row < chunk.rows && i % PACKS * QUAD < x.channels ? x.start[chunk.token(row) * x.stride] : 0.0f;
+        store_shared(to + i * 16, make_float4(log, log, log, log));
+    }
+}
+
 // Where a producer's thread finds its pair of channels.
 __device__ __forceinline__ int pair_of() { return threadIdx.x % PAIRS; }
 

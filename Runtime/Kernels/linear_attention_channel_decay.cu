@@ -1,15 +1,15 @@
-// Linear attention with a decay per channel on tensor cores: what a segment leaves, and the walk that makes o, or dv backwards. For one head, per chunk of 64 tokens,
+// Linear attention with a decay per channel on tensor cores: the walk along a segment that makes o, or dv backwards. For one head, per chunk of 64 tokens,
 //     from_i = exp(sum of g over the chunk's tokens 0 .. i)      to_j = exp(sum over j + 1 ..)      A = exp(sum over all)      (per channel of D)
 //     P_ij = scale sum_d q_i exp(G_i - G_j) k_j for i >= j: of decayed and divided operands in gentle chunks, by levels (channel_decay.cuh) in all others
 //     forward     o_i = scale (q_i . from_i) S + sum_j P_ij v_j          S <- A . S + sum_j (k_j . to_j)^T v_j
 //     backward    dv_j = (k_j . to_j) D + sum_i P_ij dO_i                D <- A . D + sum_i scale (q_i . from_i)^T dO_i         chunks from last to first, v = dO
-// q [B, N, H, D], k [B, N, Hk, D], v [B, N, Hk, E] (dO [B, N, H, E]) bf16, D and E multiples of 8 up to 128, rows at multiples of 16 bytes; decay fp32 [B, N, H, D] or [B, N, H].
+// q [B, N, H, D], k [B, N, Hk, D], v [B, N, Hk, E] (dO [B, N, H, E]) bf16, D and E multiples of 8 up to 128, rows at multiples of 16 bytes; decay fp32 [B, N, H, D].
 // States are fp32 in registers; a product reads them, and decayed operands, rounded to bf16. Fixed order.
-// entering [segments, B, H, D, E] fp32 (null: zero): the state that enters each segment (backwards: the gradient of the one that leaves it).
+// reached [segments, B, H]: the chunks that linear_attention_channel_gentle has walked; entering [segments, B, H, D, E] fp32: the state with which it has ended.
 // chunk_states (null: none) bf16 [chunks, B, H, 128 columns of E, 128 channels]: the state that enters each chunk (leaves it), zero beyond D and E; of each 16 channels, pairs
 // 0, 2, 4, 6 stand before pairs 1, 3, 5, 7, so that the products of linear_attention_channel_decay_bwd find a lane's 4 neighbours.
-// A chunk is gentle where no channel decays through it by more than GENTLE, none grows, and it has at least 16 rows. Walks with output begin where linear_attention_channel_gentle has ended: at the segment's
-// first chunk that is not gentle, or not at all.
+// A chunk is gentle where no channel decays through it by more than GENTLE, none grows, and it has at least 16 rows. The walk begins at the segment's first chunk
+// that is not gentle, or not at all.
 // Launch, all: 512 threads, one block per (segment, b, h), h fastest; shared memory as Layout of channel_decay_operands.cuh says.
 #include "channel_decay_gentle_operands.cuh"
 #if LASP_ELEMENT_BF16 && __CUDA_ARCH__ >= 900
@@ -173,30 +173,27 @@ struct Walk {
 
     template <bool REVERSE> __device__ __forceinline__ int chunk_at(int i) const { return REVERSE ? chunks() - 1 - i : i; }
 
-    // Begins to fetch chunk i of the walk: what is decayed, with its decay; then what is not.
-    template <bool OUTPUT, bool REVERSE> __device__ __forceinline__ void fetch_operands(unsigned shared, int i, int stage) const
+    // Begins to fetch what is decayed of chunk i of the walk, with its decay.
+    template <bool REVERSE> __device__ __forceinline__ void fetch_operands(unsigned shared, int i) const
     {
         const int chunk = chunk_at<REVERSE>(i);
-        typedef Layout<OUTPUT> At;
-        const RowTile k_tile = { shared + At::K + stage * ROW_TILE_BYTES };
-        if (OUTPUT) q.fetch<THREADS>(token(chunk), rows(chunk), RowTile { shared + At::Q });
-        (OUTPUT || !REVERSE ? k : q).fetch<THREADS>(token(chunk), rows(chunk), k_tile);
-        if (OUTPUT || g.kind == PER_CHANNEL) fetch_decay(g, token(chunk), rows(chunk), shared + At::G + stage * DECAY_BYTES);
-        else spread_decay(g, token(chunk), rows(chunk), shared + At::G + stage * DECAY_BYTES);
+        q.fetch<THREADS>(token(chunk), rows(chunk), RowTile { shared + Layout::Q });
+        k.fetch<THREADS>(token(chunk), rows(chunk), RowTile { shared + Layout::K });
+        fetch_decay(g, token(chunk), rows(chunk), shared + Layout::G);
     }
 
-    template <bool OUTPUT, bool REVERSE> __device__ __forceinline__ void fetch_values(unsigned shared, int i) const
+    template <bool REVERSE> __device__ __forceinline__ void fetch_values(unsigned shared, int i) const
     {
         const int chunk = chunk_at<REVERSE>(i);
-        v.fetch<THREADS>(token(chunk), rows(chunk), RowTile { shared + Layout<OUTPUT>::V + i % 2 * ROW_TILE_BYTES });
+        v.fetch<THREADS>(token(chunk), rows(chunk), RowTile { shared + Layout::V + i % 2 * ROW_TILE_BYTES });
     }
 
     // Barriers: the chunk is here; the products of its decays are; its operands are, and the raw ones may be overwritten; its scores are, and the state tile may be overwritten.
-    template <bool REVERSE> __device__ __forceinline__ void run_output(unsigned shared, State& state, int begin, bf16* chunk_states, int64 chunk_stride, bf16* out, int out_stride) const
+    template <bool REVERSE> __device__ __forceinline__ void run(unsigned shared, State& state, int begin, bf16* chunk_states, int64 chunk_stride, bf16* out, int out_stride) const
     {
-        typedef Layout<true> At;
+        typedef Layout At;
         state.store({ shared + At::STATE });
-        if (begin < chunks()) fetch_operands<true, REVERSE>(shared, begin, 0), fetch_values<true, REVERSE>(shared, begin);
+        if (begin < chunks()) fetch_operands<REVERSE>(shared, begin), fetch_values<REVERSE>(shared, begin);
         commit_copies();
 #pragma unroll 1
         for (int i = begin; i < chunks(); ++i) {
@@ -208,17 +205,17 @@ struct Walk {
             if (chunk_states) store_chunk_state(state_tile, chunk_states + token(chunk) / CHUNK * chunk_stride);
             float2 a[GROUP];
             const bool decays = multiply_groups(shared + At::G, shared + At::FACTORS, a);
-            if (i + 1 < chunks()) fetch_values<true, REVERSE>(shared, i + 1);
+            if (i + 1 < chunks()) fetch_values<REVERSE>(shared, i + 1);
             bool gentle = __syncthreads_and(decays && rows(chunk) >= ROW_BLOCK);
             const RowTile from = { shared + At::FROM }, to = { shared + At::TO }, near = REVERSE ? to : from, far = { shared + At::LEVEL_16 };
             if (gentle) gentle = __syncthreads_and(weigh_operands<REVERSE>(a, shared + At::FACTORS, { shared + At::Q }, { shared + At::K }, scale, near, far, shared + At::THROUGH));
             if (!gentle) decay_by_levels(shared, scale);
-            if (i + 1 < chunks()) fetch_operands<true, REVERSE>(shared, i + 1, 0);
+            if (i + 1 < chunks()) fetch_operands<REVERSE>(shared, i + 1);
             commit_copies();
             const RowTile v_tile = { shared + At::V + i % 2 * ROW_TILE_BYTES };
             Output output;
             if (gentle) make_gentle_scores(REVERSE ? far : from, REVERSE ? to : far, { shared + At::SCORES });
-            else make_scores<At>(shared, scale);
+            else make_scores(shared, scale);
             output.add_inter(near, state_tile);
             if (!gentle) state.decay(shared + At::THROUGH);
             state.add(gentle ? far : REVERSE ? from : to, v_tile);
@@ -229,46 +226,11 @@ struct Walk {
             state.store(state_tile);
         }
     }
-
-    // Barriers: the chunk's operands are here, and the state tile is; the sums of its groups are, and the state tile may be overwritten; its decayed operand is, and its values are. Copies run nearly two
-    // chunks ahead: values are fetched for the next chunk, and operands, once they have been decayed, for the one after it.
-    template <bool REVERSE> __device__ __forceinline__ void run_state(unsigned shared, State& state, double (&log)[2], bf16* chunk_states, int64 chunk_stride) const
-    {
-        typedef Layout<false> At;
-        const RowTile state_tile = { shared + At::STATE };
-        if (chunk_states) state.store(state_tile);
-        if (chunks() > 0) fetch_operands<false, REVERSE>(shared, 0, 0);
-        commit_copies();
-        if (chunks() > 0) fetch_values<false, REVERSE>(shared, 0);
-        commit_copies();
-        if (chunks() > 1) fetch_operands<false, REVERSE>(shared, 1, 1);
-        commit_copies();
-#pragma unroll 1
-        for (int i = 0; i < chunks(); ++i) {
-            const int stage = i % 2;
-            float2 g[GROUP];
-            wait_copies<2>();  // all but this chunk's values and the next one's operands
-            __syncthreads();
-            if (i + 1 < chunks()) fetch_values<false, REVERSE>(shared, i + 1);
-            commit_copies();
-            if (chunk_states) store_chunk_state(state_tile, chunk_states + token(chunk_at<REVERSE>(i)) / CHUNK * chunk_stride);
-            sum_groups(shared + At::G + stage * DECAY_BYTES, shared + At::FACTORS, g);
-            __syncthreads();
-            decay_rows<REVERSE>(g, shared + At::FACTORS, { shared + At::K + stage * ROW_TILE_BYTES }, scale, { shared + At::FROM }, shared + At::THROUGH, log);
-            wait_copies<2>();  // all but what the next chunk needs
-            __syncthreads();
-            if (i + 2 < chunks()) fetch_operands<false, REVERSE>(shared, i + 2, stage);
-            commit_copies();
-            state.decay(shared + At::THROUGH);
-            state.add({ shared + At::FROM }, { shared + At::V + stage * ROW_TILE_BYTES });
-            if (chunk_states) state.store(state_tile);
-        }
-    }
 };
 
-template <bool OUTPUT, bool REVERSE> __device__ __forceinline__ void walk_segment(
-    const bf16* q, const bf16* k, const bf16* v, const float* decay, int kind, int64 tokens, int heads, int key_heads, int width, int value_width, int64 batches, int64 segment_tokens,
-    float scale, const float* entering, bf16* out, float* states, float* factors, bf16* chunk_states, const int* reached)
+template <bool REVERSE> __device__ __forceinline__ void walk_segment(
+    const bf16* q, const bf16* k, const bf16* v, const float* decay, int64 tokens, int heads, int key_heads, int width, int value_width, int64 batches, int64 segment_tokens,
+    float scale, const float* entering, bf16* out, bf16* chunk_states, const int* reached)
 {
     extern __shared__ __align__(1024) unsigned char memory[];
     const unsigned shared = shared_address(memory), unit = blockIdx.x;  // (segment, b, h)
@@ -277,70 +239,30 @@ template <bool OUTPUT, bool REVERSE> __device__ __forceinline__ void walk_segmen
     const Walk walk = {
         rows_of(q, batch, tokens, heads, head, width), rows_of(k, batch, tokens, key_heads, key_head, width),
         REVERSE ? rows_of(v, batch, tokens, heads, head, value_width) : rows_of(v, batch, tokens, key_heads, key_head, value_width),
-        decay_of(decay, kind, batch, tokens, heads, head, width), segment * segment_tokens, left < segment_tokens ? left : segment_tokens, scale
+        decay_of(decay, PER_CHANNEL, batch, tokens, heads, head, width), segment * segment_tokens, left < segment_tokens ? left : segment_tokens, scale
     };
-    const int begin = OUTPUT ? reached[unit] : 0;
-    if (OUTPUT && begin == walk.chunks()) return;
+    const int begin = reached[unit];
+    if (begin == walk.chunks()) return;
     State state;
-    state.each([&](float& x, int channel, int column) {
-        x = entering && channel < width && column < value_width ? entering[unit * size + (int64)channel * value_width + column] : 0.0f;
-    });
-    bf16* own_chunks = chunk_states ? chunk_states + (batch * heads + head) * CHUNK_STATE : nullptr;
-    const int64 chunk_stride = batches * heads * CHUNK_STATE;
-    if constexpr (OUTPUT) {
-        walk.run_output<REVERSE>(shared, state, begin, own_chunks, chunk_stride, out + (batch * tokens * heads + head) * value_width, heads * value_width);
-    } else {
-        double log[2] = {};
-        walk.run_state<REVERSE>(shared, state, log, own_chunks, chunk_stride);
-        if (states) state.each([&](float& x, int channel, int column) {
-            if (channel < width && column < value_width) states[unit * size + (int64)channel * value_width + column] = x;
-        });
-        if (!factors || threadIdx.x / PAIRS != (REVERSE ? GROUPS - 1 : 0)) return;
-        const int channels = kind == PER_CHANNEL ? width : 1;
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            const int channel = threadIdx.x % PAIRS * 2 + i;
-            if (channel < channels) factors[unit * (int64)channels + channel] = (float)exp2(log[i]);
-        }
-    }
+    state.each([&](float& x, int channel, int column) { x = channel < width && column < value_width ? entering[unit * size + (int64)channel * value_width + column] : 0.0f; });
+    walk.run<REVERSE>(
+        shared, state, begin, chunk_states ? chunk_states + (batch * heads + head) * CHUNK_STATE : nullptr, batches * heads * CHUNK_STATE,
+        out + (batch * tokens * heads + head) * value_width, heads * value_width);
 }
 
 #define WALK_PARAMETERS                                                                                                                                                    \
-    const bf16 *q, const bf16 *k, const bf16 *v, const float *decay, int kind, int64 tokens, int heads, int key_heads, int width, int value_width, int64 batches,          \
-        int64 segment_tokens, float scale, const float *entering
+    const bf16 *q, const bf16 *k, const bf16 *v, const float *decay, int64 tokens, int heads, int key_heads, int width, int value_width, int64 batches,                     \
+        int64 segment_tokens, float scale, const float *entering, bf16 *out, bf16 *chunk_states, const int *reached
+#define WALK_ARGUMENTS q, k, v, decay, tokens, heads, key_heads, width, value_width, batches, segment_tokens, scale, entering, out, chunk_states, reached
 
-// states and factors [segments, B, H, D] (or [segments, B, H] per token), any of them null: the pair (M, A) of each segment, M with the state that enters it. q is not read.
-#if WANTS(linear_attention_channel_state)
-KERNEL __launch_bounds__(THREADS, 1) linear_attention_channel_state(WALK_PARAMETERS, float* states, float* factors, bf16* chunk_states)
-{
-    walk_segment<false, false>(q, k, v, decay, kind, tokens, heads, key_heads, width, value_width, batches, segment_tokens, scale, entering, nullptr, states, factors, chunk_states, nullptr);
-}
-#endif
-
-// v = dO; k is not read.
-#if WANTS(linear_attention_channel_bwd_state)
-KERNEL __launch_bounds__(THREADS, 1) linear_attention_channel_bwd_state(WALK_PARAMETERS, float* states, float* factors, bf16* chunk_states)
-{
-    walk_segment<false, true>(q, k, v, decay, kind, tokens, heads, key_heads, width, value_width, batches, segment_tokens, scale, entering, nullptr, states, factors, chunk_states, nullptr);
-}
-#endif
-
-// out = o [B, N, H, E]. reached [segments, B, H]: the chunks that linear_attention_channel_gentle has walked; entering is the state with which it has ended.
+// out = o [B, N, H, E]
 #if WANTS(linear_attention_channel_output)
-KERNEL __launch_bounds__(THREADS, 1) linear_attention_channel_output(WALK_PARAMETERS, bf16* out, bf16* chunk_states, const int* reached)
-{
-    walk_segment<true, false>(
-        q, k, v, decay, kind, tokens, heads, key_heads, width, value_width, batches, segment_tokens, scale, entering, out, nullptr, nullptr, chunk_states, reached);
-}
+KERNEL __launch_bounds__(THREADS, 1) linear_attention_channel_output(WALK_PARAMETERS) { walk_segment<false>(WALK_ARGUMENTS); }
 #endif
 
 // v = dO, out = dv [B, N, H, E] of each query head
 #if WANTS(linear_attention_channel_bwd_value)
-KERNEL __launch_bounds__(THREADS, 1) linear_attention_channel_bwd_value(WALK_PARAMETERS, bf16* out, bf16* chunk_states, const int* reached)
-{
-    walk_segment<true, true>(
-        q, k, v, decay, kind, tokens, heads, key_heads, width, value_width, batches, segment_tokens, scale, entering, out, nullptr, nullptr, chunk_states, reached);
-}
+KERNEL __launch_bounds__(THREADS, 1) linear_attention_channel_bwd_value(WALK_PARAMETERS) { walk_segment<true>(WALK_ARGUMENTS); }
 #endif
 
 #endif

@@ -14,15 +14,14 @@ internal sealed partial class CudaBackend
     private const string TokenGradientFile = "linear_attention_token_decay_bwd";
     private const string GroupSumFile = "linear_attention_group_sum";
 
-    /// <summary>THREADS of <see cref="ChannelFile"/>, and Layout::BYTES without and with output.</summary>
+    /// <summary>THREADS of <see cref="ChannelFile"/>, and Layout::BYTES.</summary>
     private const uint ChannelThreads = 512;
-    private const long ChannelStateShared = 184832;
     private const long ChannelOutputShared = 223744;
 
     /// <summary>THREADS_OF_BLOCK of channel_decay_panels.cuh, and the shared memory of <see cref="GentleWalkFile"/> and <see cref="ChannelStatesFile"/>.</summary>
     private const uint ChannelPanelThreads = 384;
     private const long GentleWalkShared = 231680;
-    private const long BothStatesShared = 232192;
+    private const long ChannelStatesShared = 232192;
 
     /// <summary>Shared memory of the kernels of single chunks.</summary>
     private const long ChannelGradientShared = 112640;
@@ -76,9 +75,9 @@ internal sealed partial class CudaBackend
     {
         AttentionRun run = pass.Run;
         Launch(
-            ChannelFile, pass.Reverse ? "linear_attention_channel_bwd_state" : "linear_attention_channel_state", pass.Element,
-            Blocks(run.Segments * run.Batches * run.Heads, ChannelThreads, ChannelStateShared),
-            k.Pointer, k.Pointer, v.Pointer, pass.Decay.Pointer, (int)pass.Decay.Kind, run.Tokens, run.Heads, k.Heads, run.KeyWidth, run.ValueWidth, run.Batches, run.SegmentTokens,
+            ChannelStatesFile, pass.Reverse ? "linear_attention_channel_bwd_state" : "linear_attention_channel_state", pass.Element,
+            Blocks(run.Segments * run.Batches * run.Heads, ChannelPanelThreads, ChannelStatesShared),
+            k.Pointer, v.Pointer, pass.Decay.Pointer, (int)pass.Decay.Kind, run.Tokens, run.Heads, k.Heads, run.KeyWidth, run.ValueWidth, run.Batches, run.SegmentTokens,
             (float)scale, entering, segments, segments == 0 ? 0 : SegmentDecays(run, segments), chunks);
     }
 
@@ -115,7 +114,7 @@ internal sealed partial class CudaBackend
             (float)scale, entering, output, chunks, scratch.Reached, scratch.Stopped);
         Launch(
             ChannelFile, pass.Reverse ? "linear_attention_channel_bwd_value" : "linear_attention_channel_output", pass.Element, Blocks(walks, ChannelThreads, ChannelOutputShared),
-            q.Pointer, k.Pointer, v.Pointer, pass.Decay.Pointer, (int)pass.Decay.Kind, run.Tokens, run.Heads, k.Heads, run.KeyWidth, run.ValueWidth, run.Batches, run.SegmentTokens,
+            q.Pointer, k.Pointer, v.Pointer, pass.Decay.Pointer, run.Tokens, run.Heads, k.Heads, run.KeyWidth, run.ValueWidth, run.Batches, run.SegmentTokens,
             (float)scale, scratch.Stopped, output, chunks, scratch.Reached);
     }
 
@@ -173,7 +172,7 @@ internal sealed partial class CudaBackend
         nint enter = entering is null
             ? EnterChannels(pass with { Reverse = false }, AttentionOperand.Of(k), AttentionOperand.Of(v), 1, initialState, null, scratch.OwnSegments(0)) : SegmentPointer(run, entering);
         Launch(
-            ChannelStatesFile, "linear_attention_channel_states", pass.Element, Blocks(run.Segments * run.Batches * run.Heads, ChannelPanelThreads, BothStatesShared),
+            ChannelStatesFile, "linear_attention_channel_states", pass.Element, Blocks(run.Segments * run.Batches * run.Heads, ChannelPanelThreads, ChannelStatesShared),
             q.Pointer, k.Pointer, v.Pointer, dO.Pointer, pass.Decay.Pointer, run.Tokens, run.Heads, run.KeyHeads, run.KeyWidth, run.ValueWidth, run.Batches, run.SegmentTokens,
             (float)scale, enter, leave, SegmentDecays(run, leave), scratch.ChunkStates(1));
         Scan(pass, leave, SegmentDecays(run, leave), dFinalState, leave, 0);
