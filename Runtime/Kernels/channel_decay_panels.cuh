@@ -55,16 +55,11 @@ __device__ __forceinline__ void copy_logs(const ChannelLogs& x, const Chunk& chu
     }
 }
 
-// The same where `start` is a decay of all channels alike: written on return, to be seen behind a barrier.
-__device__ __forceinline__ void spread_logs(const ChannelLogs& x, const Chunk& chunk, unsigned to)
+// A number per row, where all channels decay alike.
+__device__ __forceinline__ void copy_token_logs(const ChannelLogs& x, const Chunk& chunk, unsigned to)
 {
-    constexpr int PACKS = WIDTH / QUAD;
-#pragma unroll 1
-    for (int i = threadIdx.x; i < TILE * PACKS; i += WARPGROUP) {
-        const int row = i / PACKS;
-        const float log = row < chunk.rows && i % PACKS * QUAD < x.channels ? x.start[chunk.token(row) * x.stride] : 0.0f;
-        store_shared(to + i * 16, make_float4(log, log, log, log));
-    }
+    const int row = threadIdx.x;
+    if (row < TILE) copy4_async(to + row * 4, row < chunk.rows ? x.start + chunk.token(row) * x.stride : x.start, row < chunk.rows ? 4 : 0);
 }
 
 // Where a producer's thread finds its pair of channels.

@@ -19,13 +19,14 @@ extern __shared__ __align__(1024) unsigned char memory[];
 
 __device__ __forceinline__ float2 exp2_of(float x, float y) { return make_float2(exp2_approximate(x), exp2_approximate(y)); }
 
-// This thread's log decays, base 2. Returns their sum.
-__device__ __forceinline__ float2 read_logs(unsigned logs, float2 (&a)[PART])
+// This thread's log decays, base 2: of its pair of channels, or one for both. Returns their sum.
+template <bool PER_TOKEN = false> __device__ __forceinline__ float2 read_logs(unsigned logs, float2 (&a)[PART])
 {
     float2 sum = make_float2(0.0f, 0.0f);
 #pragma unroll
     for (int row = 0; row < PART; ++row) {
-        a[row] = load_float2(first_log(logs) + row * LOG_ROW);
+        if (PER_TOKEN) a[row].x = a[row].y = load_float(logs + (part_of() * PART + row) * 4);
+        else a[row] = load_float2(first_log(logs) + row * LOG_ROW);
         a[row].x *= LOG2_E, a[row].y *= LOG2_E;
         sum.x += a[row].x, sum.y += a[row].y;
     }
@@ -107,7 +108,7 @@ struct OperandsOneWay {
             copy_chunk<WIDTH>(x, chunk, shared_address(shared.rows[i % ROW_STAGES]));
             copy_chunk<WIDTH>(v, chunk, shared_address(shared.values[i % ROW_STAGES]));
             if (kind == DECAY_PER_CHANNEL) copy_logs(g, chunk, logs);
-            else spread_logs(g, chunk, logs);
+            else copy_token_logs(g, chunk, logs);
         }
         commit_copies();
     }
@@ -126,7 +127,8 @@ template <bool REVERSE> __device__ __forceinline__ void produce_one_way(const Op
         x.copy(run, next, shared);
         wait_copies<AHEAD>();
         sync_threads(PRODUCER, WARPGROUP);  // of all threads
-        const float2 sum = read_logs(shared_address(shared.logs[i % LOG_STAGES]), a);
+        const unsigned logs = shared_address(shared.logs[i % LOG_STAGES]);
+        const float2 sum = x.kind == DECAY_PER_CHANNEL ? read_logs(logs, a) : read_logs<true>(logs, a);
         if (later) shared.later[pair_of()] = sum;
         sync_threads(PRODUCER, WARPGROUP);  // the log decays have been read
         const float2 other = later ? make_float2(0.0f, 0.0f) : shared.later[pair_of()], behind = exp2_of(other.x, other.y);
