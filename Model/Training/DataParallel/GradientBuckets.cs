@@ -6,7 +6,8 @@ namespace LaspNative.Model;
 
 /// <summary>
 /// Sums gradients over the ranks, bucket by bucket, while backward goes on: each rank's pass saw only its own tokens. A bucket's message starts when the last of its gradients is
-/// complete: every rank recorded the same functions, so all send the same messages in the same order. Per bucket of n elements (padding included), over R ranks:
+/// complete: every rank recorded the same functions, so all send the same messages in the same order. Messages bear no names, so that is made sure of: after the first pass the ranks tell one another their
+/// orders, 4 bytes per bucket, and every later pass keeps to that of the first. Per bucket of n elements (padding included), over R ranks:
 ///   DDP      all-reduce      sends 2 (R-1)/R n x 4 bytes    every parameter keeps its whole gradient
 ///   ZeRO-1   reduce-scatter  sends (R-1)/R n x 4 bytes      the whole bucket stays until the step's end, the rank's shard of it holds the sum
 ///   ZeRO-2   reduce-scatter  sends (R-1)/R n x 4 bytes      only the shard outlives the bucket's message
@@ -20,8 +21,10 @@ internal sealed class GradientBuckets : IDisposable
     /// </summary>
     private const int InFlight = 2;
 
-    private sealed class Bucket(FlatBucket layout)
+    private sealed class Bucket(FlatBucket layout, int index)
     {
+        public int Index { get; } = index;
+
         public FlatBucket Layout { get; } = layout;
 
         public int Missing { get; set; } = layout.Pieces.Count;
@@ -43,12 +46,16 @@ internal sealed class GradientBuckets : IDisposable
     private readonly Queue<Bucket> _underWay = new();
     private readonly CommunicationWork[] _works;
     private readonly Tensor[] _toSquare;
+    private readonly int[] _order; // of messages: buckets by index, as the first pass has sent them
+    private int _started; // messages of this pass
+    private bool _isOrderKnown; // to be that of all ranks
 
     /// <param name="layouts">Best made of gradients that backward completes one after the other.</param>
     public GradientBuckets(IReadOnlyList<FlatBucket> layouts, ICommunicator group, ZeroStage stage)
     {
         (_group, _stage) = (group, stage);
-        _buckets = group.Size == 1 ? [] : [.. layouts.Select(l => new Bucket(l))];
+        _buckets = group.Size == 1 ? [] : [.. layouts.Select((l, i) => new Bucket(l, i))];
+        _order = new int[_buckets.Length];
         _works = new CommunicationWork[_buckets.Length];
         foreach (Bucket bucket in _buckets)
         {
@@ -69,15 +76,18 @@ internal sealed class GradientBuckets : IDisposable
 
     /// <summary>
     /// Call once after backward, on every rank. Waits for what is in flight; then, undivided, every parameter's gradient is the sum, and divided, the sums are in <see cref="TakeShard"/>.
+    /// The first time it throws <see cref="LaspException"/>, on every rank, where one has sent its gradients in another order; it reads back what they say, and so waits for the pass.
     /// </summary>
     public void Finish()
     {
         if (Array.Find(_buckets, b => b.Missing > 0) is { } late)
-            throw new InvalidOperationException($"backward ended before the gradients of the bucket of '{late.Layout.Pieces[0].Parameter.Name}' were complete");
+            throw new InvalidOperationException($"backward ended before the gradients of the bucket of {NameOf(late)} were complete");
         int count = 0;
         while (_underWay.TryDequeue(out Bucket? bucket)) (_works[count++], bucket.Work) = (bucket.Work!, null);
         _group.Wait(_works.AsSpan(0, count));
         _works.AsSpan(0, count).Clear();
+        _started = 0;
+        if (!_isOrderKnown) CompareOrders();
         foreach (Bucket bucket in _buckets)
         {
             if (_stage == ZeroStage.None) HandBack(bucket);
@@ -142,8 +152,34 @@ internal sealed class GradientBuckets : IDisposable
         gradient.Device.Backend.Cast(gradient, place);
     }
 
+    /// <summary>Before anything is sent out of turn, which another rank would add to whatever it sends in its place.</summary>
+    private void TakeTurn(Bucket bucket)
+    {
+        ref int turn = ref _order[_started++];
+        if (!_isOrderKnown) turn = bucket.Index;
+        else if (turn != bucket.Index)
+            throw new LaspException($"rank {_group.Rank} has the gradients of the bucket of {NameOf(bucket)} where the first pass, whose order all ranks keep to, had those of {NameOf(_buckets[turn])}; record the same functions in every step");
+    }
+
+    private void CompareOrders()
+    {
+        _isOrderKnown = true;
+        if (_order.Length == 0) return;
+        using Tensor own = Tensor.FromSpan(_order, [_order.Length], _group.Device, MemoryCategory.Workspace), all = Tensor.Empty([_group.Size, _order.Length], own.DType, own.Device, MemoryCategory.Workspace);
+        _group.AllGather(own, all).Wait();
+        int[] orders = all.ToArray<int>();
+        for (int i = 0; i < orders.Length; i++)
+        {
+            Bucket sent = _buckets[orders[i]], first = _buckets[orders[i % _order.Length]];
+            if (sent != first) throw new LaspException($"rank {i / _order.Length} has sent the gradients of the bucket of {NameOf(sent)} where rank 0 sent those of {NameOf(first)}, so that sums are wrong; record the same functions on every rank");
+        }
+    }
+
+    private static string NameOf(Bucket bucket) => $"'{bucket.Layout.Pieces[0].Parameter.Name}'";
+
     private void Start(Bucket bucket)
     {
+        TakeTurn(bucket);
         Tensor flat = bucket.Flat!;
         bucket.LeavesSquares = _group.LeavesSquares(_stage == ZeroStage.None ? CollectiveKind.AllReduce : CollectiveKind.ReduceScatter, flat);
         if (_stage > ZeroStage.OptimizerStates)
