@@ -15,10 +15,10 @@ internal static class PeerShardsCheck
 
     private static readonly long[] s_lengths = [(4L << 20) + 4099, 1 << 19, (2L << 20) + 3, 1 << 19, (3L << 20) + 1, 600_007];
 
+    /// <summary>Between GPUs that reach one another.</summary>
     public static void Run(RankContext rank, DType dtype)
     {
-        using PeerShards? shards = PeerShards.Open((CudaDevice)rank.Device, rank.Rank, ((NcclCommunicator)rank.World).Meeting!, PieceBytes);
-        if (shards is null) return;
+        using PeerShards shards = PeerShards.Open((CudaDevice)rank.Device, rank.Rank, ((NcclCommunicator)rank.World).Meeting!, PieceBytes) ?? throw new InvalidOperationException("the GPUs do not reach one another");
         for (int round = 0; round < s_lengths.Length; round++)
         {
             long length = s_lengths[round] / rank.Size * (dtype == DType.BF16 ? 2 : 1); // of one shard

@@ -24,6 +24,16 @@ internal static class Gpu
             while (s_contexts.Count < gpus) s_contexts.Add(CudaContext.OpenPrimary(s_contexts.Count));
     }
 
+    /// <summary>Whether each of the first GPUs reads and writes every other's memory: then copy engines may carry messages.</summary>
+    public static bool ReachOneAnother(int gpus) => Enumerable.Range(0, gpus * gpus).All(pair => pair / gpus == pair % gpus || CudaContext.CanAccess(pair / gpus, pair % gpus));
+
+    /// <summary>As <see cref="Require"/>, also where copy engines cannot carry messages between them.</summary>
+    public static void RequirePeers(int gpus)
+    {
+        Require(gpus);
+        if (!ReachOneAnother(gpus)) Assert.Skip($"skipped: {gpus} CUDA devices that reach one another's memory needed");
+    }
+
     /// <summary>Skips the running test where kernels cannot be compiled; no GPU is needed for that.</summary>
     public static void RequireCompiler()
     {
