@@ -71,11 +71,17 @@ internal abstract class WaitAccount : IDisposable
         private List<(CudaEvent Start, CudaEvent End)> _waits = [];
         private CudaEvent? _start;
 
-        public override void Begin() => _start = Mark();
+        public override void Begin()
+        {
+            _start ??= Idle(); // where the wait before has failed, its mark is there still
+            _start.Record(device.Stream);
+        }
 
         public override void End()
         {
-            _waits.Add((_start!, Mark()));
+            CudaEvent end = Idle();
+            end.Record(device.Stream);
+            _waits.Add((_start!, end));
             _start = null;
         }
 
@@ -103,12 +109,7 @@ internal abstract class WaitAccount : IDisposable
             return TimeSpan.FromMilliseconds(milliseconds);
         }
 
-        private CudaEvent Mark()
-        {
-            CudaEvent mark = _idle.TryPop(out CudaEvent? idle) ? idle : new CudaEvent(device.Context, timing: true);
-            mark.Record(device.Stream);
-            return mark;
-        }
+        private CudaEvent Idle() => _idle.TryPop(out CudaEvent? idle) ? idle : new CudaEvent(device.Context, timing: true);
 
         public override void Dispose()
         {
