@@ -15,20 +15,20 @@ internal sealed class PeerMemory : IDisposable
     private const uint Numbers = 1u << (32 - NumberShift);
 
     private readonly CudaDevice _device;
-    private readonly PlainMemory _memory; // what others write, then the flags of every series, then their tables
     private readonly nint[] _addresses; // of every rank's memory
     private readonly long _flagsAt, _tablesAt;
     private readonly int _flags; // of one series
     private readonly CudaStream _rescue;
+    private readonly Stack<IDisposable> _kept = new();
     private readonly Lock _lock = new();
+    private PlainMemory? _memory; // what others write, then the flags of every series, then their tables
     private bool _disposed;
 
     private PeerMemory(CudaDevice device, int rank, int size, long bytes, int flags, int series)
     {
         (_device, Rank, _addresses) = (device, rank, new nint[size]);
         (_flagsAt, _tablesAt, _flags) = (bytes, bytes + (series * flags * sizeof(uint)), flags);
-        _rescue = new CudaStream(device.Context);
-        _memory = Allocate(device, bytes, flags, series);
+        _rescue = Keep(new CudaStream(device.Context));
     }
 
     public int Rank { get; }
@@ -48,7 +48,8 @@ internal sealed class PeerMemory : IDisposable
         var memory = new PeerMemory(device, rank, meeting.Size, bytes, flags, series);
         try
         {
-            bool isOpen = memory.Connect(meeting);
+            memory._memory = Allocate(device, bytes, flags, series);
+            bool isOpen = memory.Connect(meeting, memory._memory.Pointer);
             if (!isOpen) memory.Dispose();
             meeting.Meet();
             return isOpen ? use(memory) : null;
@@ -58,6 +59,13 @@ internal sealed class PeerMemory : IDisposable
             memory.Abandon();
             throw;
         }
+    }
+
+    /// <summary>Something of the memory's owner: it goes with the memory, also where the rest of the owner could not be made.</summary>
+    public T Keep<T>(T part) where T : IDisposable
+    {
+        _kept.Push(part);
+        return part;
     }
 
     public nint At(int rank, long offset) => _addresses[rank] + (nint)offset;
@@ -100,8 +108,8 @@ internal sealed class PeerMemory : IDisposable
         {
             if (_disposed) return;
             _disposed = true;
-            _memory.Abandon();
-            _rescue.Dispose();
+            _memory?.Abandon();
+            foreach (IDisposable part in _kept) part.Dispose();
         }
     }
 
@@ -112,15 +120,15 @@ internal sealed class PeerMemory : IDisposable
         {
             if (_disposed) return;
             _disposed = true;
-            _memory.Dispose();
-            _rescue.Dispose();
+            _memory?.Dispose();
+            foreach (IDisposable part in _kept) part.Dispose();
         }
     }
 
     /// <summary>Learns where the ranks' memory lies and opens it to this GPU. False, on all, where two of their GPUs do not reach each other.</summary>
-    private bool Connect(ThreadMeeting meeting)
+    private bool Connect(ThreadMeeting meeting, nint own)
     {
-        (nint Address, int Gpu)[] all = meeting.Share(Rank, (_memory.Pointer, _device.Context.Gpu));
+        (nint Address, int Gpu)[] all = meeting.Share(Rank, (own, _device.Context.Gpu));
         if (all.Any(a => all.Any(b => a.Gpu != b.Gpu && !CudaContext.CanAccess(a.Gpu, b.Gpu)))) return false;
         for (int rank = 0; rank < Size; rank++)
         {

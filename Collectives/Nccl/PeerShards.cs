@@ -45,13 +45,14 @@ internal sealed class PeerShards : IDisposable
     private PeerShards(CudaDevice device, PeerMemory memory, long partBytes)
     {
         (_device, _memory, _partBytes) = (device, memory, partBytes);
-        (_send, _share, _land) = (new CopyLane(device), new CopyLane(device), new CopyLane(device));
-        _computed = new CudaEvent(device.Context);
+        (_send, _share, _land) = (memory.Keep(new CopyLane(device)), memory.Keep(new CopyLane(device)), memory.Keep(new CopyLane(device)));
+        _computed = memory.Keep(new CudaEvent(device.Context));
         _parts = new PeerPieces(memory, _send.Stream, start: 0, firstFlag: 0, PartSlots, partBytes);
         _sums = new PeerPieces(memory, _share.Stream, PeerPieces.BytesFor(Size, PartSlots, partBytes), PeerPieces.FlagsFor(Size), SumSlots, partBytes);
         _add = (device.Kernels.Get("elementwise", "add", DType.F32), device.Kernels.Get("elementwise", "add", DType.BF16));
         _addSquaring = (device.Kernels.Get("reductions", "add_squaring", DType.F32), device.Kernels.Get("reductions", "add_squaring", DType.BF16));
-        _squares = Tensor.Zeros([(partBytes / DType.BF16.Size() / IBackend.SquaresGrain) + 1], DType.F32, device, MemoryCategory.Workspace);
+        _squares = memory.Keep(Tensor.Empty([(partBytes / DType.BF16.Size() / IBackend.SquaresGrain) + 1], DType.F32, device, MemoryCategory.Workspace));
+        device.Backend.Fill(0, _squares);
         _peers = [.. Enumerable.Range(1, Size - 1).Select(step => (Rank + step) % Size)];
     }
 
@@ -98,11 +99,7 @@ internal sealed class PeerShards : IDisposable
     }
 
     /// <summary>As <see cref="PeerMemory.Abandon"/>, instead of <see cref="Dispose"/>.</summary>
-    public void Abandon()
-    {
-        _memory.Abandon();
-        Free();
-    }
+    public void Abandon() => _memory.Abandon();
 
     /// <summary>Blocks the host until what was queued has run.</summary>
     public void Drain()
@@ -112,20 +109,7 @@ internal sealed class PeerShards : IDisposable
         _land.Stream.Synchronize();
     }
 
-    public void Dispose()
-    {
-        _memory.Dispose();
-        Free();
-    }
-
-    private void Free()
-    {
-        _squares.Dispose();
-        _computed.Dispose();
-        _send.Dispose();
-        _share.Dispose();
-        _land.Dispose();
-    }
+    public void Dispose() => _memory.Dispose();
 
     private CommunicationWork ReduceAll(Tensor tensor)
     {
