@@ -6,7 +6,7 @@ namespace LaspNative.Collectives;
 
 /// <summary>
 /// Memory that each rank sets aside on its GPU for the others to write with their copy engines, and flags beside it that say how far a writer or a reader has come: numbers that only grow, and that streams
-/// wait for. No multiprocessor takes part. For ranks of one process, one GPU each. A number is n x 2^20 modulo 2^32, and is raised by copying it from a table: a stream may wait for numbers in its own
+/// wait for. No multiprocessor takes part. For ranks of one process, one GPU each. Number n is written as n x 2^20 modulo 2^32, and is raised by copying it from a table: a stream may wait for numbers in its own
 /// GPU's memory, but writes them to another's only as a copy. Flags come in series, each counted on its own and with a table of its own.
 /// </summary>
 internal sealed class PeerMemory : IDisposable
@@ -71,19 +71,19 @@ internal sealed class PeerMemory : IDisposable
     public nint At(int rank, long offset) => _addresses[rank] + (nint)offset;
 
     /// <summary>Behind what is queued on the stream, the flag of any rank says <paramref name="number"/>.</summary>
-    public void Raise(CudaStream stream, int rank, int flag, uint number) => stream.CopyAsync(Table(Rank, flag / _flags) + (nint)(number % Numbers * sizeof(uint)), Flag(rank, flag), sizeof(uint));
+    public void Raise(CudaStream stream, int rank, int flag, long number) => stream.CopyAsync(Table(Rank, flag / _flags) + (nint)(number % Numbers * sizeof(uint)), Flag(rank, flag), sizeof(uint));
 
     /// <summary>What is queued from now on waits until this rank's flag says <paramref name="number"/> or more.</summary>
-    public void Await(CudaStream stream, int flag, uint number) => stream.WaitForValue(Flag(Rank, flag), number << NumberShift);
+    public void Await(CudaStream stream, int flag, long number) => stream.WaitForValue(Flag(Rank, flag), Written(number));
 
     /// <summary>
     /// Lets pass everything that this GPU's streams wait for, now and later, at the flags of a series; from any thread, when a rank has failed. What the others have queued still runs, and raises flags: it
     /// must not take one back to a number that a wait here is beyond. So their tables go first; after that nothing but the number that lets pass can be raised.
     /// </summary>
     /// <param name="latest">About as far as the flags have come: waits for up to 1024 numbers less or more pass.</param>
-    public unsafe void Abort(int series, uint latest)
+    public unsafe void Abort(int series, long latest)
     {
-        uint number = (latest + (Numbers / 4)) << NumberShift;
+        uint number = Written(latest + (Numbers / 4));
         var numbers = new uint[Numbers];
         numbers.AsSpan().Fill(number);
         lock (_lock)
@@ -142,7 +142,7 @@ internal sealed class PeerMemory : IDisposable
     private static PlainMemory Allocate(CudaDevice device, long bytes, int flags, int series)
     {
         var behind = new uint[series * (flags + (int)Numbers)];
-        for (uint n = 0; n < series * Numbers; n++) behind[(series * flags) + n] = n << NumberShift;
+        for (uint n = 0; n < series * Numbers; n++) behind[(series * flags) + n] = Written(n);
         var memory = new PlainMemory(device, bytes + (behind.Length * sizeof(uint)), MemoryCategory.Communication);
         try
         {
@@ -156,6 +156,8 @@ internal sealed class PeerMemory : IDisposable
             throw;
         }
     }
+
+    private static uint Written(long number) => (uint)(number % Numbers) << NumberShift;
 
     private nint Flag(int rank, int flag) => At(rank, _flagsAt + ((long)flag * sizeof(uint)));
 

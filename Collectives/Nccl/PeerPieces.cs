@@ -14,31 +14,31 @@ internal sealed class PeerPieces(PeerMemory memory, CudaStream queue, long start
     public int Slots => slots;
 
     /// <summary>The number of the last piece that was begun; 0: none was.</summary>
-    public uint Last { get; private set; }
+    public long Last { get; private set; }
 
     public static long BytesFor(int ranks, int slots, long bytes) => slots * (ranks - 1) * bytes;
 
     public static int FlagsFor(int ranks) => 2 * ranks;
 
     /// <summary>Begins the next piece, which is sent to every other rank before another is begun.</summary>
-    public uint Next() => ++Last;
+    public long Next() => ++Last;
 
     /// <summary>Queues the sending of this rank's part for a reader.</summary>
-    public void Send(uint piece, int reader, nint source, long count)
+    public void Send(long piece, int reader, nint source, long count)
     {
-        if (piece > slots) memory.Await(queue, ReadFlag(reader), piece - (uint)slots);
+        if (piece > slots) memory.Await(queue, ReadFlag(reader), piece - slots);
         queue.CopyAsync(source, memory.At(reader, Offset(piece, memory.Rank, reader)), count);
         memory.Raise(queue, reader, ArrivedFlag(memory.Rank), piece);
     }
 
     /// <summary>What is queued from now on finds a sender's part of the piece, and of all before it, in <see cref="At"/>.</summary>
-    public void Await(CudaStream stream, int sender, uint piece) => memory.Await(stream, ArrivedFlag(sender), piece);
+    public void Await(CudaStream stream, int sender, long piece) => memory.Await(stream, ArrivedFlag(sender), piece);
 
     /// <summary>Where a sender's part of a piece lies on this rank.</summary>
-    public nint At(uint piece, int sender) => memory.At(memory.Rank, Offset(piece, sender, memory.Rank));
+    public nint At(long piece, int sender) => memory.At(memory.Rank, Offset(piece, sender, memory.Rank));
 
     /// <summary>Behind what is queued on the stream, the parts of a piece have been read here.</summary>
-    public void Release(CudaStream stream, uint piece)
+    public void Release(CudaStream stream, long piece)
     {
         for (int sender = 0; sender < memory.Size; sender++)
             if (sender != memory.Rank) memory.Raise(stream, sender, ReadFlag(memory.Rank), piece);
@@ -46,7 +46,7 @@ internal sealed class PeerPieces(PeerMemory memory, CudaStream queue, long start
 
     public void Abort() => memory.Abort(firstFlag / FlagsFor(memory.Size), Last);
 
-    private long Offset(uint piece, int sender, int reader) => start + ((((piece % slots) * (memory.Size - 1)) + (sender < reader ? sender : sender - 1)) * bytes);
+    private long Offset(long piece, int sender, int reader) => start + ((((piece % slots) * (memory.Size - 1)) + (sender < reader ? sender : sender - 1)) * bytes);
 
     private int ArrivedFlag(int sender) => firstFlag + sender;
 

@@ -36,11 +36,11 @@ internal sealed class PeerShards : IDisposable
     private readonly CopyLane _land;
     private readonly CudaEvent _computed;
     private readonly Queue<Reduction> _open = new(); // whose additions are not all queued
-    private readonly Queue<uint> _begun = new(); // of the latest reductions: the last piece that was sent when each had begun
+    private readonly Queue<long> _begun = new(); // of the latest reductions: the last piece that was sent when each had begun
     private readonly (CudaKernel F32, CudaKernel BF16) _add, _addSquaring;
     private readonly Tensor _squares; // of what was added up since they were taken, in fp32: one number per block of an addition
     private readonly int[] _peers; // each rank begins with the next one
-    private uint _summed; // the last piece of which all was added
+    private long _summed; // the last piece of which all was added
 
     private PeerShards(CudaDevice device, PeerMemory memory, long partBytes)
     {
@@ -120,7 +120,7 @@ internal sealed class PeerShards : IDisposable
     private Reduction Reduce(Shards shards, nint target, DType type, bool isShared)
     {
         if (_begun.Count == Late)
-            for (uint sent = _begun.Dequeue(); _summed < sent;) AddNext();
+            for (long sent = _begun.Dequeue(); _summed < sent;) AddNext();
         Follow(_send);
         var reduction = new Reduction(this, shards, target, type, isShared);
         _open.Enqueue(reduction);
@@ -163,7 +163,7 @@ internal sealed class PeerShards : IDisposable
     /// <summary>Sends a piece of this rank's shard to all others, and puts theirs in their places.</summary>
     private void Share(Shards shards, int piece, nint own)
     {
-        uint number = _sums.Next();
+        long number = _sums.Next();
         foreach (int peer in _peers) _sums.Send(number, peer, own, shards.Length(Rank, piece));
         foreach (int peer in _peers)
         {
@@ -192,7 +192,7 @@ internal sealed class PeerShards : IDisposable
     private sealed class Reduction(PeerShards owner, Shards shards, nint target, DType type, bool isShared) : CommunicationWork
     {
         private int _sent, _added; // pieces
-        private uint _lastSent; // number
+        private long _lastSent; // number
         private CopyLane.Point? _left, _shared, _landed; // behind the last piece
         private bool _waited;
 
@@ -211,7 +211,7 @@ internal sealed class PeerShards : IDisposable
         /// <summary>Adds the ranks' parts of the next piece, in their order, and shares the sum where all want it.</summary>
         public void AddNext()
         {
-            uint number = _lastSent - (uint)(_sent - 1 - _added);
+            long number = _lastSent - (_sent - 1 - _added);
             foreach (int peer in owner._peers) owner._parts.Await(owner._device.Stream, peer, number);
             nint sum = PartOf(0, number);
             for (int rank = 1; rank < owner.Size; rank++)
@@ -239,7 +239,7 @@ internal sealed class PeerShards : IDisposable
             owner._land.Pass(ref _landed);
         }
 
-        private nint PartOf(int rank, uint number) => rank == owner.Rank ? shards.At(rank, _added) : owner._parts.At(number, rank);
+        private nint PartOf(int rank, long number) => rank == owner.Rank ? shards.At(rank, _added) : owner._parts.At(number, rank);
 
         private void Add(nint a, nint b, nint y, bool isLast)
         {

@@ -5,9 +5,9 @@ using Xunit;
 
 namespace LaspNative.Tests.Collectives;
 
-/// <summary>What copy engines write into, as far as one GPU shows it.</summary>
+/// <summary>Who frees what belongs to the memory that copy engines write into.</summary>
 [Trait("Category", "Gpu")]
-public class PeerMemoryTests
+public class PeerOwnershipTests
 {
     private sealed class Part : IDisposable
     {
