@@ -99,3 +99,19 @@ public class GradientOrderTests
         rank.World.Barrier();
     });
 }
+
+/// <summary>The same between GPUs, for messages that NCCL carries and for those of copy engines.</summary>
+[Trait("Category", "TwoGpus")]
+[Collection(nameof(OverNccl))]
+public class GradientOrderNcclTests
+{
+    [Theory]
+    [InlineData(true, ZeroStage.None)]
+    [InlineData(false, ZeroStage.Gradients)]
+    public void A_rank_whose_order_differs_is_found(bool byCopyEngines, ZeroStage stage)
+    {
+        const int Width = 1024; // 4 MiB a matrix: long enough for copy engines
+        Gpu.Require(2);
+        GradientOrderTests.AssertFound(new WorldOptions(DeviceKind.Cuda, 2) { PeerSums = byCopyEngines }, r => r.World.Background(), Width, stage);
+    }
+}
