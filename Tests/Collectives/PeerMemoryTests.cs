@@ -33,13 +33,30 @@ public sealed class PeerMemoryTests
         device.Synchronize();
     }
 
+    /// <summary>An owner fails when some of its parts are made, or there is no memory at all.</summary>
     [Fact]
-    public void It_is_off_the_ledger_where_its_owner_could_not_be_made()
+    public void It_and_what_it_keeps_go_where_its_owner_could_not_be_made()
     {
         using CudaDevice device = Gpu.Open();
         using var meeting = new ThreadMeeting(1, CancellationToken.None);
         var failure = new LaspException("no stream is left");
-        Assert.Same(failure, Assert.Throws<LaspException>(() => PeerMemory.Open<PeerMemory>(device, 0, meeting, Bytes, Flags, Series, _ => throw failure)));
+        Part first = new(), second = new();
+        Assert.Same(failure, Assert.Throws<LaspException>(() => PeerMemory.Open<PeerMemory>(device, 0, meeting, Bytes, Flags, Series, memory =>
+        {
+            memory.Keep(first);
+            memory.Keep(second);
+            throw failure;
+        })));
+        Assert.True(first.IsDisposed && second.IsDisposed);
         Assert.Equal((0, 0), (device.Memory.Current, device.Memory.LiveCount));
+        Assert.ThrowsAny<LaspException>(() => PeerMemory.Open<PeerMemory>(device, 0, meeting, 1L << 50, Flags, Series, _ => throw new InvalidOperationException("there is no such memory")));
+        Assert.Equal((0, 0), (device.Memory.Current, device.Memory.LiveCount));
+    }
+
+    private sealed class Part : IDisposable
+    {
+        public bool IsDisposed { get; private set; }
+
+        public void Dispose() => IsDisposed = true;
     }
 }
