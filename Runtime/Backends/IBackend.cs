@@ -178,7 +178,7 @@ public interface IBackend
 
     /// <summary>
     /// Elements of F32 that <see cref="LinearAttentionBackwardQuery"/> can leave for <see cref="LinearAttentionBackwardKeyValueDecay"/>, so that the decay's gradient needs no passes of its own: as much
-    /// memory as q and k where D = E = 128. 0: this device, or such a call, has no use for it.
+    /// memory as q and k where D = E = 128. 0: this device, or such a call, has no use for it, or the run is so long that they are not kept.
     /// </summary>
     long LinearAttentionPaths(Tensor q, Tensor k, Tensor v, Tensor dO, Tensor decay) => 0;
 

@@ -82,6 +82,8 @@ public static partial class OpCases
         new(300, 72, 104, B: 2, H: 4, Hk: 2, Decay: 20, States: true, Kind: DecayKind.Channel, Uneven: true),
         new(300, 128, 128, Hk: 1, Decay: 0.1, States: true, Kind: DecayKind.Channel, Together: true),
         new(300, 256, 130, Hk: 1, Decay: 0.1, States: true, Kind: DecayKind.Channel, Together: true),
+        new(1400, 64, 64, Hk: 1, Decay: 0.5, States: true, Kind: DecayKind.Channel, Together: true), // ranges of several segments, where AttentionRangesTests wants some
+        new(1400, 64, 64, H: 1, Hk: 1, Decay: 0.5, States: true, Kind: DecayKind.Token),
         .. Slow(DecayKind.Token),
         .. Slow(DecayKind.Channel),
         .. Packed,

@@ -45,6 +45,9 @@ public sealed record StrategyCase(int W, int N, DType DType)
 
     public string Strategy { get; init; } = "lasp2";
 
+    /// <summary>What is done to a rank's device first.</summary>
+    public Action<Device>? Prepare { get; init; }
+
     private int DocumentCount => Documents is null ? B : Documents.Length - 1;
 
     /// <summary>The whole problem for the oracle, inputs rounded to the case's type.</summary>
@@ -134,6 +137,7 @@ public sealed record StrategyCase(int W, int N, DType DType)
         World.Run(world with { Ranks = W }, rank =>
         {
             rank.World.Counters.Reset();
+            Prepare?.Invoke(rank.Device);
             results[rank.Rank] = RunRank(rank, oracle);
             after?.Invoke(rank);
         });

@@ -84,8 +84,18 @@ public class StrategyVirtualRankTests : StrategyGpuContract
     [InlineData("ring", 2, DecayKind.Channel, 2)]
     [InlineData("serial", 1, DecayKind.Channel, 1)]
     [InlineData("lasp2", 2, DecayKind.Channel, 1)]
-    public void A_decay_is_learned_over_long_chunks(string strategy, int w, DecayKind decay, int keyHeads) =>
-        new StrategyCase(w, 300 * w, DType.BF16) { Strategy = strategy, Decay = decay, H = 2, Hk = keyHeads, D = 64, E = 64 }.AssertWithinTwiceNaive(World(w));
+    public void A_decay_is_learned_over_long_chunks(string strategy, int w, DecayKind decay, int keyHeads) => LongChunks(strategy, w, decay, keyHeads).AssertWithinTwiceNaive(World(w));
+
+    /// <summary>The same where a chunk has three ranges of tokens.</summary>
+    [Theory]
+    [InlineData("serial", 1, DecayKind.Channel, 2)]
+    [InlineData("serial", 1, DecayKind.Channel, 1)]
+    [InlineData("lasp2", 2, DecayKind.Channel, 2)]
+    public void A_decay_is_learned_range_by_range(string strategy, int w, DecayKind decay, int keyHeads) =>
+        (LongChunks(strategy, w, decay, keyHeads) with { Prepare = device => ((Runtime.Cuda.CudaBackend)device.Backend).HeadTokensAtOnce = 256 }).AssertWithinTwiceNaive(World(w));
+
+    private static StrategyCase LongChunks(string strategy, int w, DecayKind decay, int keyHeads) =>
+        new(w, 300 * w, DType.BF16) { Strategy = strategy, Decay = decay, H = 2, Hk = keyHeads, D = 64, E = 64 };
 
     [Fact]
     public void Attention_without_a_mask_equals_the_definition()

@@ -20,6 +20,9 @@ internal readonly record struct AttentionRun(long Batches, long Tokens, long Hea
     /// <summary>Tokens of a segment, a multiple of 64. Segments run side by side, each entered with its own state.</summary>
     public long SegmentTokens { get; init; }
 
+    /// <summary>Segments of a range, where the run is walked in ranges; 0: all.</summary>
+    public long RangeSegments { get; init; }
+
     /// <summary>Several packed runs, which are cut each by itself.</summary>
     public PackedCut? Packed { get; init; }
 
@@ -38,6 +41,9 @@ internal readonly record struct AttentionRun(long Batches, long Tokens, long Hea
     /// <summary>Elements of an initial or final state.</summary>
     public long EdgeElements => Runs * Heads * KeyWidth * ValueWidth;
 
+    /// <summary>Ranges that a gradient which keeps states of chunks walks one after another; all but the last are as long as the first.</summary>
+    public long Ranges => RangeSegments == 0 ? 1 : (Segments + RangeSegments - 1) / RangeSegments;
+
     /// <summary>States that hold what the segments leave: one each, and room for the decays over them, D per head (none for one segment, which needs none).</summary>
     public long StoredSegments => Segments <= 1 ? Segments : Segments + ((Segments + ValueWidth - 1) / ValueWidth);
 
@@ -46,6 +52,15 @@ internal readonly record struct AttentionRun(long Batches, long Tokens, long Hea
 
     /// <summary>64 x 64 tiles of one head's state.</summary>
     public long Tiles => Slices(KeyWidth) * Slices(ValueWidth);
+
+    /// <summary>One of the <see cref="Ranges"/>, of the same segments.</summary>
+    public AttentionRun Range(long index) => RangeSegments == 0 ? this : this with { Tokens = Math.Min(RangeSegments * SegmentTokens, Tokens - RangeStart(index)), RangeSegments = 0 };
+
+    /// <summary>First token of a range.</summary>
+    public long RangeStart(long index) => index * RangeSegments * SegmentTokens;
+
+    /// <summary>Where the states of a range begin among those of all segments.</summary>
+    public nint RangeStates(nint segments, long index) => segments + (nint)(index * RangeSegments * StateElements * sizeof(float));
 
     public static long Slices(long extent) => (extent + Tile - 1) / Tile;
 
@@ -93,6 +108,15 @@ internal readonly record struct AttentionRun(long Batches, long Tokens, long Hea
         return this with { SegmentTokens = Slices((Tokens + best - 1) / best) * Tile };
 
         long Waves(long blocks) => (blocks + multiprocessors - 1) / multiprocessors;
+    }
+
+    /// <summary>A single row that is longer than this, in tokens times heads, is cut into even ranges, and these as runs of their own would be.</summary>
+    public AttentionRun CutFor(int multiprocessors, long headTokens)
+    {
+        long ranges = Batches == 1 ? ((Tokens * Heads) + headTokens - 1) / headTokens : 1;
+        if (ranges <= 1) return CutFor(multiprocessors);
+        AttentionRun range = (this with { Tokens = Slices((Tokens + ranges - 1) / ranges) * Tile }).CutFor(multiprocessors);
+        return range with { Tokens = Tokens, RangeSegments = range.Segments };
     }
 
     /// <summary>

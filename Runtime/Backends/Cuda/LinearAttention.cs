@@ -17,6 +17,11 @@ internal sealed partial class CudaBackend
     private readonly record struct AttentionOperand(nint Pointer, long Heads, long Width)
     {
         public static AttentionOperand Of(Tensor tensor) => new(tensor.Pointer, tensor.Shape[2], tensor.Shape[3]);
+
+        public static AttentionOperand OrNone(Tensor? tensor) => tensor is null ? default : Of(tensor);
+
+        /// <summary>From a token on, counted over all rows; none stays none.</summary>
+        public AttentionOperand From(long token, int elementBytes) => Pointer == 0 ? this : this with { Pointer = Pointer + (nint)(token * Heads * Width * elementBytes) };
     }
 
     /// <summary>What all passes of one call share. <paramref name="Reverse"/>: the recursion of the gradients, from the last token to the first.</summary>
@@ -83,7 +88,7 @@ internal sealed partial class CudaBackend
     {
         // A multiprocessor holds one block of the warpgroup kernels, two of the others.
         int blocks = _device.MultiprocessorCount * (FitsWarpgroups(run.KeyWidth) && FitsWarpgroups(run.ValueWidth) ? 1 : 2);
-        if (runs is null) return run.CutFor(blocks);
+        if (runs is null) return run.CutFor(blocks, HeadTokensAtOnce);
         if (run.Batches != 1 || run.Tokens != runs.Tokens) throw new LaspException($"packed runs of {runs.Tokens} tokens lie in one row, got {run.Batches} of {run.Tokens} tokens");
         return run with { Packed = PackedCut.Of(runs, run.Heads, blocks, everyState, _device) };
     }
@@ -107,7 +112,7 @@ internal sealed partial class CudaBackend
         AttentionScratch scratch = Scratch(pass, states: segments is null ? 1 : 0, decays: initial is not null);
         nint states = segments is null ? scratch.States(0) : SegmentPointer(pass.Run, segments);
         SegmentStates(pass, k, v, scale, states);
-        if (state is not null) Scan(pass, states, scratch.Factors, initial, 0, state.Pointer);
+        if (state is not null) Scan(pass, states, scratch.Factors, PointerOrNull(initial), 0, state.Pointer);
     }
 
     /// <summary>States at the edges of the segments, and room for as many more.</summary>
@@ -125,9 +130,11 @@ internal sealed partial class CudaBackend
         nint states = segments is null ? scratch.States(0) : SegmentPointer(pass.Run, segments);
         bool alone = !pass.Run.IsCut;
         if (segments is null && !alone) SegmentStates(pass, k, v, scale, states);
-        Scan(pass, alone ? 0 : states, scratch.Factors, initial, states, 0);
+        Scan(pass, alone ? 0 : states, scratch.Factors, PointerOrNull(initial), states, 0);
         return new EdgeStates(states, scratch.States(own));
     }
+
+    private static nint SegmentsOrNull(AttentionRun run, Tensor? segments) => segments is null ? 0 : SegmentPointer(run, segments);
 
     private static nint SegmentPointer(AttentionRun run, Tensor segments)
     {
@@ -182,13 +189,13 @@ internal sealed partial class CudaBackend
     }
 
     /// <summary>entering [segments, B, H, D, E], possibly the states themselves, from the segments' states and factors and the state that enters the run; also the state that leaves it.</summary>
-    private void Scan(AttentionPass pass, nint states, nint factors, Tensor? initial, nint entering, nint final)
+    private void Scan(AttentionPass pass, nint states, nint factors, nint initial, nint entering, nint final)
     {
         AttentionRun run = pass.Run;
         long runs = run.Packed?.Runs ?? run.Batches;
         Launch(
             StateFile, "linear_attention_enter", pass.Element, LaunchShape.For(CeilDivide(runs * run.Heads * run.KeyWidth * run.ValueWidth, 4), BlockThreads),
-            states, factors, pass.Decay.Kind == DecayKind.PerHead ? pass.Decay.Pointer : 0, PointerOrNull(initial), run.Tokens, runs, run.Heads, run.KeyWidth, run.ValueWidth,
+            states, factors, pass.Decay.Kind == DecayKind.PerHead ? pass.Decay.Pointer : 0, initial, run.Tokens, runs, run.Heads, run.KeyWidth, run.ValueWidth,
             pass.Decay.Channels(run), run.SegmentTokens, run.Packed?.RunRows ?? 0, pass.Direction, entering, final);
     }
 

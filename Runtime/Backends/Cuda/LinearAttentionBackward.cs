@@ -39,7 +39,7 @@ internal sealed partial class CudaBackend
         if (RunsOnChannelKernels(pass, DecayKind.PerChannel, k.Pointer, v.Pointer, dO.Pointer, dq.Pointer))
         {
             if (paths is not null) RequirePaths(PathFloats(pass, q!, k, v, dO), paths, dq);
-            ChannelBackwardQuery(pass, k, v, dO, initialState, scale, dq, segments, paths);
+            ChannelBackwardQuery(GradientCall.Of(pass, null, k, v, dO, initialState, null, scale).Gives(dq, null, null, null), SegmentsOrNull(run, segments), PointerOrNull(paths));
             return;
         }
         nint entering = segments is null ? Enter(pass, AttentionOperand.Of(k), AttentionOperand.Of(v), 1, initialState, null).Pointer : SegmentPointer(run, segments);
@@ -71,7 +71,7 @@ internal sealed partial class CudaBackend
         var pass = new AttentionPass(run, q.DType, AttentionDecay.Of(decay, run), Reverse: true);
         if (RunsOnChannelKernels(pass, DecayKind.PerChannel, q.Pointer, k.Pointer, v.Pointer, dO.Pointer, dk.Pointer, dv.Pointer))
         {
-            ChannelBackwardKeyValue(pass, q, k, v, dO, null, dFinalState, scale, dq: null, dk, dv, dDecay: null, entering: null, segments);
+            ChannelBackwardKeyValue(GradientCall.Of(pass, q, k, v, dO, null, dFinalState, scale).Gives(null, dk, dv, null), entering: 0, SegmentsOrNull(run, segments));
             return;
         }
         EdgeStates leaving = Enter(pass, queries, outputs, scale, dFinalState, segments, spare: grouped);
@@ -108,8 +108,10 @@ internal sealed partial class CudaBackend
         var call = new DecayGradientCall(q, k, v, dO, initialState, dFinalState, scale, dDecay, entering, leaving);
         var pass = new AttentionPass(run, q.DType, AttentionDecay.Of(decay, run), Reverse: false);
         if (pass.Decay.Kind == DecayKind.PerHead) HeadDecayGradient(pass, call);
-        else if (pass.PaysRoundedStates && RunsOnChannelKernels(pass, pass.Decay.Kind, q.Pointer, k.Pointer, v.Pointer, dO.Pointer, dDecay.Pointer)) ChannelDecayGradient(pass, call);
-        else DecayGradient(pass with { Run = run with { SegmentTokens = AttentionRun.Tile } }, call with { Entering = null, Leaving = null });
+        else if (pass.PaysRoundedStates && RunsOnChannelKernels(pass, pass.Decay.Kind, q.Pointer, k.Pointer, v.Pointer, dO.Pointer, dDecay.Pointer))
+            ChannelDecayGradient(
+                GradientCall.Of(pass, q, k, v, dO, initialState, dFinalState, scale).Gives(null, null, null, dDecay), SegmentsOrNull(run, entering), SegmentsOrNull(run, leaving));
+        else DecayGradient(pass with { Run = run with { SegmentTokens = AttentionRun.Tile, RangeSegments = 0 } }, call with { Entering = null, Leaving = null });
     }
 
     private readonly record struct DecayGradientCall(
@@ -153,9 +155,9 @@ internal sealed partial class CudaBackend
         AttentionPass backward = pass with { Reverse = true };
         (nint entering, nint leaving) = (scratch.States(0), scratch.States(1));
         SegmentStates(pass, AttentionOperand.Of(call.K), AttentionOperand.Of(call.V), 1, entering, exact: true);
-        Scan(pass, entering, scratch.Factors, call.InitialState, entering, 0);
+        Scan(pass, entering, scratch.Factors, PointerOrNull(call.InitialState), entering, 0);
         SegmentStates(backward, AttentionOperand.Of(call.Q), AttentionOperand.Of(call.OutputGradient), call.Scale, leaving, exact: true);
-        Scan(backward, leaving, scratch.Factors, call.FinalStateGradient, leaving, 0);
+        Scan(backward, leaving, scratch.Factors, PointerOrNull(call.FinalStateGradient), leaving, 0);
         return (entering, leaving);
     }
 }

@@ -44,9 +44,9 @@ internal sealed partial class CudaBackend
 
     /// <summary>
     /// Where a call's states lie: those of the segments, by direction, those of the chunks, and those with which the walk of gentle chunks ends, with how many chunks of each segment it has passed;
-    /// then room for dk or dv of each query head, where a group of them shares a key head.
+    /// then room for dk or dv of each query head, where a group of them shares a key head, and for what one range passes on to the next. All but the segments' are of one range.
     /// </summary>
-    private readonly record struct ChannelScratch(nint Segments, long SegmentBytes, nint Chunks, long ChunkBytes, nint Stopped, nint Reached, nint QueryHeads)
+    private readonly record struct ChannelScratch(nint Segments, long SegmentBytes, nint Chunks, long ChunkBytes, nint Stopped, nint Reached, nint QueryHeads, nint Passed)
     {
         public nint OwnSegments(int index) => Segments + (nint)(index * SegmentBytes);
 
@@ -55,17 +55,20 @@ internal sealed partial class CudaBackend
 
     private ChannelScratch ChannelStates(AttentionRun run, int segments, int chunks, bool queryHeads = false)
     {
-        long segmentBytes = RoundUp(run.StoredSegments * run.StateElements * sizeof(float), 256);
-        long chunkBytes = AttentionRun.Slices(run.Tokens) * run.Batches * run.Heads * ChunkStateBytes;
-        long stoppedBytes = RoundUp(run.Segments * run.StateElements * sizeof(float), 256), reachedBytes = RoundUp(run.Segments * run.Batches * run.Heads * sizeof(int), 256);
-        long headBytes = queryHeads ? run.Batches * run.Tokens * run.Heads * Math.Max(run.KeyWidth, run.ValueWidth) * DType.BF16.Size() : 0;
-        nint first = _device.Workspace((segments * segmentBytes) + (chunks * chunkBytes) + stoppedBytes + reachedBytes + headBytes);
-        nint ownChunks = first + (nint)(segments * segmentBytes), stopped = ownChunks + (nint)(chunks * chunkBytes), reached = stopped + (nint)stoppedBytes;
-        return new ChannelScratch(first, segmentBytes, ownChunks, chunkBytes, stopped, reached, reached + (nint)reachedBytes);
+        AttentionRun range = run.Range(0);
+        long segmentBytes = RoundUp(run.StoredSegments * run.StateElements * sizeof(float), 256), chunkBytes = Chunks(range) * ChunkStateBytes;
+        long stoppedBytes = RoundUp(range.Segments * run.StateElements * sizeof(float), 256), reachedBytes = RoundUp(range.Segments * run.Batches * run.Heads * sizeof(int), 256);
+        long headBytes = queryHeads ? RoundUp(range.Batches * range.Tokens * run.Heads * Math.Max(run.KeyWidth, run.ValueWidth) * DType.BF16.Size(), 256) : 0;
+        long passedBytes = run.Ranges > 1 ? run.StateElements * sizeof(float) : 0;
+        nint first = _device.Workspace((segments * segmentBytes) + (chunks * chunkBytes) + stoppedBytes + reachedBytes + headBytes + passedBytes);
+        nint ownChunks = first + (nint)(segments * segmentBytes), stopped = ownChunks + (nint)(chunks * chunkBytes), reached = stopped + (nint)stoppedBytes, heads = reached + (nint)reachedBytes;
+        return new ChannelScratch(first, segmentBytes, ownChunks, chunkBytes, stopped, reached, heads, heads + (nint)headBytes);
     }
 
     /// <summary>The decays over the segments; null with one segment, which needs none.</summary>
-    private static nint SegmentDecays(AttentionRun run, nint segments) => run.Segments > 1 ? segments + (nint)(run.Segments * run.StateElements * sizeof(float)) : 0;
+    private static nint SegmentDecays(AttentionRun run, nint segments) => run.Segments > 1 ? BehindStates(run, segments) : 0;
+
+    private static nint BehindStates(AttentionRun run, nint segments) => segments + (nint)(run.Segments * run.StateElements * sizeof(float));
 
     /// <summary>
     /// A walk along the segments, entered with <paramref name="entering"/> (0: zero): what they leave and the decays over them, or the states of their chunks.
@@ -86,19 +89,27 @@ internal sealed partial class CudaBackend
         nint states = segments is null ? ChannelStates(pass.Run, segments: 1, chunks: 0).OwnSegments(0) : SegmentPointer(pass.Run, segments);
         bool alone = pass.Run.Segments <= 1;
         WalkChannels(pass, k, v, scale, alone ? PointerOrNull(initial) : 0, states, chunks: 0);
-        if (state is not null) Scan(pass, states, SegmentDecays(pass.Run, states), alone ? null : initial, 0, state.Pointer);
+        if (state is not null) Scan(pass, states, SegmentDecays(pass.Run, states), alone ? 0 : PointerOrNull(initial), 0, state.Pointer);
     }
 
     /// <summary>Turns what the segments leave, which the caller has or which is made in <paramref name="own"/>, into what enters them.</summary>
-    private nint EnterChannels(AttentionPass pass, AttentionOperand k, AttentionOperand v, double scale, Tensor? initial, Tensor? segments, nint own)
+    private nint EnterChannels(AttentionPass pass, AttentionOperand k, AttentionOperand v, double scale, nint initial, nint segments, nint own)
     {
         bool alone = pass.Run.Segments <= 1;
-        if (alone && segments is null) return PointerOrNull(initial);
-        nint states = segments is null ? own : SegmentPointer(pass.Run, segments);
-        if (segments is null && !alone) WalkChannels(pass, k, v, scale, entering: 0, states, chunks: 0);
+        if (alone && segments == 0) return initial;
+        nint states = segments == 0 ? own : segments;
+        if (segments == 0 && !alone) WalkChannels(pass, k, v, scale, entering: 0, states, chunks: 0);
         Scan(pass, alone ? 0 : states, SegmentDecays(pass.Run, states), initial, states, 0);
         return states;
     }
+
+    /// <summary>What enters the segments: the caller's, or made.</summary>
+    private nint EnterForward(in GradientCall call, nint segments, nint own) =>
+        segments == 0 ? EnterChannels(call.Forward, call.K, call.V, 1, call.InitialState, 0, own) : segments;
+
+    /// <summary>The gradients of what leaves the segments, made of the caller's own or from the start.</summary>
+    private nint EnterBackward(in GradientCall call, nint segments, nint own) =>
+        EnterChannels(call.Backward, call.Q, call.OutputGradient, call.Scale, call.FinalStateGradient, segments, own);
 
     /// <summary>
     /// o, or dv with dO in the place of v; also the chunks' states (0: not kept). The walk of gentle chunks goes as far as they are, and the one for any decay goes on from there.
@@ -121,61 +132,90 @@ internal sealed partial class CudaBackend
     private void ChannelForward(AttentionPass pass, Tensor q, Tensor k, Tensor v, Tensor? initialState, double scale, Tensor o, Tensor? segments)
     {
         (AttentionOperand key, AttentionOperand value) = (AttentionOperand.Of(k), AttentionOperand.Of(v));
-        ChannelScratch scratch = ChannelStates(pass.Run, segments is null ? 1 : 0, chunks: 0);
-        nint entering = EnterChannels(pass, key, value, 1, initialState, segments, scratch.OwnSegments(0));
+        ChannelScratch scratch = ChannelStates(pass.Run with { RangeSegments = 0 }, segments is null ? 1 : 0, chunks: 0);
+        nint entering = EnterChannels(pass, key, value, 1, PointerOrNull(initialState), SegmentsOrNull(pass.Run, segments), scratch.OwnSegments(0));
         OutputOfChannels(pass, AttentionOperand.Of(q), key, value, scale, entering, scratch, o.Pointer, chunks: 0);
     }
 
     /// <summary>dq; the states of its chunks stay in <paramref name="paths"/> where that is given.</summary>
-    private void ChannelBackwardQuery(AttentionPass pass, Tensor k, Tensor v, Tensor dO, Tensor? initialState, double scale, Tensor dq, Tensor? segments, Tensor? paths)
+    private void ChannelBackwardQuery(in GradientCall call, nint segments, nint paths)
     {
-        ChannelScratch scratch = ChannelStates(pass.Run, segments is null ? 1 : 0, chunks: paths is null ? 1 : 0);
-        nint chunks = paths is null ? scratch.ChunkStates(0) : paths.Pointer;
-        EnterChunks(pass, k, v, initialState, segments, scratch.OwnSegments(0), chunks);
-        ChannelGradients("linear_attention_channel_bwd_query", pass, q: 0, k, v, dO, scale, chunks, 0, dq.Pointer, 0, 0);
+        if (IsForGroups(call.Run))
+        {
+            foreach (GradientCall rows in GroupsOf(call)) ChannelBackwardQuery(rows, segments: 0, paths: 0);
+            return;
+        }
+        ChannelScratch scratch = ChannelStates(call.Run, segments == 0 ? 1 : 0, chunks: paths == 0 ? 1 : 0);
+        nint entering = EnterForward(call, segments, scratch.OwnSegments(0)), chunks = paths == 0 ? scratch.ChunkStates(0) : paths;
+        for (long i = 0; i < call.Run.Ranges; i++)
+        {
+            GradientCall range = call.Range(i);
+            WalkChannels(range.Forward, range.K, range.V, 1, call.Run.RangeStates(entering, i), segments: 0, chunks);
+            ChannelGradients("linear_attention_channel_bwd_query", range, chunks, leaving: 0, dk: 0);
+        }
     }
 
     /// <summary>
     /// dv, dk, and also the decay's gradient and dq where they are asked for: <paramref name="entering"/> are the forward segments then, <paramref name="paths"/> what <see cref="ChannelBackwardQuery"/> kept.
     /// </summary>
-    private void ChannelBackwardKeyValue(
-        AttentionPass pass, Tensor q, Tensor k, Tensor v, Tensor dO, Tensor? initialState, Tensor? dFinalState, double scale, Tensor? dq, Tensor dk, Tensor dv, Tensor? dDecay,
-        Tensor? entering, Tensor? leaving, Tensor? paths = null)
+    private void ChannelBackwardKeyValue(in GradientCall call, nint entering, nint leaving, nint paths = 0)
     {
-        (AttentionOperand query, AttentionOperand gradient) = (AttentionOperand.Of(q), AttentionOperand.Of(dO));
-        bool decays = dDecay is not null, makesChunks = decays && paths is null, makesEntering = makesChunks && entering is null, grouped = pass.Run.Heads > pass.Run.KeyHeads;
-        bool inOnePass = makesChunks && leaving is null && pass.Run.Segments > 1;
-        ChannelScratch scratch = ChannelStates(pass.Run, (leaving is null ? 1 : 0) + (makesEntering ? 1 : 0), makesChunks ? 2 : 1, grouped);
-        nint leave = scratch.OwnSegments(makesEntering ? 1 : 0);
-        if (inOnePass) EnterBothWays(pass, q, k, v, dO, initialState, dFinalState, scale, entering, scratch, leave);
-        else leave = EnterChannels(pass, query, gradient, scale, dFinalState, leaving, leave);
-        OutputOfChannels(pass, query, AttentionOperand.Of(k), gradient, scale, leave, scratch, grouped ? scratch.QueryHeads : dv.Pointer, scratch.ChunkStates(0));
-        if (grouped) SumGroups(pass, scratch.QueryHeads, dv);
-        if (makesChunks && !inOnePass) EnterChunks(pass with { Reverse = false }, k, v, initialState, entering, scratch.OwnSegments(0), scratch.ChunkStates(1));
-        string kernel = dq is not null ? "linear_attention_channel_bwd_query_key_decay" : decays ? "linear_attention_channel_bwd_key_decay" : "linear_attention_channel_bwd_key";
-        ChannelGradients(
-            kernel, pass, q.Pointer, k, v, dO, scale, makesChunks ? scratch.ChunkStates(1) : PointerOrNull(paths), scratch.ChunkStates(0), PointerOrNull(dq),
-            grouped ? scratch.QueryHeads : dk.Pointer, PointerOrNull(dDecay));
-        if (grouped) SumGroups(pass, scratch.QueryHeads, dk);
+        AttentionRun run = call.Run;
+        if (IsForGroups(run))
+        {
+            if (leaving != 0) EnterBackward(call, leaving, own: 0);
+            foreach (GradientCall rows in GroupsOf(call)) ChannelBackwardKeyValue(rows, entering: 0, leaving: 0);
+            return;
+        }
+        bool makesChunks = call.DecayGradient != 0 && paths == 0, makesEntering = makesChunks && entering == 0;
+        bool inOnePass = makesChunks && leaving == 0 && run.Segments > 1;
+        ChannelScratch scratch = ChannelStates(run, (leaving == 0 ? 1 : 0) + (makesEntering ? 1 : 0), makesChunks ? 2 : 1, run.Heads > run.KeyHeads);
+        nint own = scratch.OwnSegments(makesEntering ? 1 : 0);
+        if (makesChunks) entering = EnterForward(call, entering, scratch.OwnSegments(0));
+        if (!inOnePass) leaving = EnterBackward(call, leaving, own);
+        for (long i = run.Ranges - 1; i >= 0; i--)
+        {
+            GradientCall range = call.Range(i);
+            nint enter = run.RangeStates(entering, i), leave = inOnePass ? own : run.RangeStates(leaving, i);
+            if (inOnePass) EnterBothWays(range, enter, leave, i == run.Ranges - 1 ? call.FinalStateGradient : scratch.Passed, i == 0 ? 0 : scratch.Passed, scratch.ChunkStates(1));
+            else if (makesChunks) WalkChannels(range.Forward, range.K, range.V, 1, enter, segments: 0, scratch.ChunkStates(1));
+            KeyValueOfRange(range, leave, scratch, makesChunks ? scratch.ChunkStates(1) : paths);
+        }
+    }
+
+    /// <summary>What <see cref="ChannelBackwardKeyValue"/> makes, from the gradients of what leaves the segments and, for that of the decay, the states that enter the chunks.</summary>
+    private void KeyValueOfRange(in GradientCall call, nint leaving, in ChannelScratch scratch, nint chunks)
+    {
+        bool grouped = call.Run.Heads > call.Run.KeyHeads;
+        OutputOfChannels(call.Backward, call.Q, call.K, call.OutputGradient, call.Scale, leaving, scratch, grouped ? scratch.QueryHeads : call.ValueGradient.Pointer, scratch.ChunkStates(0));
+        if (grouped) SumGroups(call.Pass, scratch.QueryHeads, call.ValueGradient);
+        string kernel = call.QueryGradient.Pointer != 0 ? "linear_attention_channel_bwd_query_key_decay"
+            : call.DecayGradient != 0 ? "linear_attention_channel_bwd_key_decay" : "linear_attention_channel_bwd_key";
+        ChannelGradients(kernel, call, chunks, scratch.ChunkStates(0), grouped ? scratch.QueryHeads : call.KeyGradient.Pointer);
+        if (grouped) SumGroups(call.Pass, scratch.QueryHeads, call.KeyGradient);
     }
 
     /// <summary>dk or dv [B, N, Hk, width] from those of all query heads [B, N, H, width].</summary>
-    private void SumGroups(AttentionPass pass, nint queryHeads, Tensor sums) =>
-        Launch(
-            GroupSumFile, "linear_attention_group_sum", pass.Element, PerPack(sums.Count), queryHeads, (int)(pass.Run.Heads / pass.Run.KeyHeads), (int)sums.Shape[3], sums.Count, sums.Pointer);
-
-    /// <summary>The states that enter the chunks (kept as the second of <paramref name="scratch"/>) and those that leave the segments, at <paramref name="leave"/>, from one pass over all operands.</summary>
-    private void EnterBothWays(
-        AttentionPass pass, Tensor q, Tensor k, Tensor v, Tensor dO, Tensor? initialState, Tensor? dFinalState, double scale, Tensor? entering, in ChannelScratch scratch, nint leave)
+    private void SumGroups(AttentionPass pass, nint queryHeads, AttentionOperand sums)
     {
-        AttentionRun run = pass.Run;
-        nint enter = entering is null
-            ? EnterChannels(pass with { Reverse = false }, AttentionOperand.Of(k), AttentionOperand.Of(v), 1, initialState, null, scratch.OwnSegments(0)) : SegmentPointer(run, entering);
+        long count = pass.Run.Batches * pass.Run.Tokens * sums.Heads * sums.Width;
         Launch(
-            ChannelStatesFile, "linear_attention_channel_states", pass.Element, Blocks(run.Segments * run.Batches * run.Heads, ChannelPanelThreads, ChannelStatesShared),
-            q.Pointer, k.Pointer, v.Pointer, dO.Pointer, pass.Decay.Pointer, run.Tokens, run.Heads, run.KeyHeads, run.KeyWidth, run.ValueWidth, run.Batches, run.SegmentTokens,
-            (float)scale, enter, leave, SegmentDecays(run, leave), scratch.ChunkStates(1));
-        Scan(pass, leave, SegmentDecays(run, leave), dFinalState, leave, 0);
+            GroupSumFile, "linear_attention_group_sum", pass.Element, PerPack(count), queryHeads, (int)(pass.Run.Heads / sums.Heads), (int)sums.Width, count, sums.Pointer);
+    }
+
+    /// <summary>
+    /// The states that enter the <paramref name="chunks"/>, from those that enter the segments, and the gradients of those that leave the segments, at <paramref name="leave"/>, from one pass over all
+    /// operands. <paramref name="last"/>: the gradient of what leaves the run, <paramref name="first"/>: receives that of what enters it (0: nobody asks), possibly in its place.
+    /// </summary>
+    private void EnterBothWays(in GradientCall call, nint enter, nint leave, nint last, nint first, nint chunks)
+    {
+        AttentionRun run = call.Run;
+        nint decays = BehindStates(run, leave);
+        Launch(
+            ChannelStatesFile, "linear_attention_channel_states", call.Pass.Element, Blocks(run.Segments * run.Batches * run.Heads, ChannelPanelThreads, ChannelStatesShared),
+            call.Q.Pointer, call.K.Pointer, call.V.Pointer, call.OutputGradient.Pointer, call.Pass.Decay.Pointer, run.Tokens, run.Heads, run.KeyHeads, run.KeyWidth, run.ValueWidth, run.Batches,
+            run.SegmentTokens, (float)call.Scale, enter, leave, decays, chunks);
+        Scan(call.Backward, leave, decays, last, leave, first);
     }
 
     public void LinearAttentionBackward(
@@ -197,7 +237,8 @@ internal sealed partial class CudaBackend
         }
         RequireBackward(run, q, k, v, dO, decay, initialState, dFinalState, dk, dv, dDecay);
         RequireSame(q, dq);
-        ChannelBackwardKeyValue(pass, q, k, v, dO, initialState, dFinalState, scale, dq, dk, dv, dDecay, entering, leaving);
+        GradientCall call = GradientCall.Of(pass, q, k, v, dO, initialState, dFinalState, scale).Gives(dq, dk, dv, dDecay);
+        ChannelBackwardKeyValue(call, SegmentsOrNull(run, entering), SegmentsOrNull(run, leaving));
     }
 
     /// <summary>Whether one kernel over single chunks gives the gradient of a decay per channel beside that of the keys.</summary>
@@ -233,49 +274,49 @@ internal sealed partial class CudaBackend
         }
         RequireBackward(run, q, k, v, dO, decay, initialState, dFinalState, dk, dv, dDecay);
         if (paths is not null) RequirePaths(PathFloats(pass, q, k, v, dO), paths, dk, dv, dDecay);
-        if (pass.PerChannel) ChannelBackwardKeyValue(pass, q, k, v, dO, initialState, dFinalState, scale, dq: null, dk, dv, dDecay, entering, leaving, paths);
+        GradientCall call = GradientCall.Of(pass, q, k, v, dO, initialState, dFinalState, scale).Gives(null, dk, dv, dDecay);
+        if (pass.PerChannel) ChannelBackwardKeyValue(call, SegmentsOrNull(run, entering), SegmentsOrNull(run, leaving), PointerOrNull(paths));
         else KeyValuePaths(pass, q, k, v, dO, dFinalState, scale, dk, dv, dDecay, leaving, paths!);
     }
 
-    /// <summary>The states that enter the chunks, from the forward segments, which the caller has or which are made in <paramref name="own"/>.</summary>
-    private void EnterChunks(AttentionPass pass, Tensor k, Tensor v, Tensor? initialState, Tensor? segments, nint own, nint chunks)
-    {
-        (AttentionOperand key, AttentionOperand value) = (AttentionOperand.Of(k), AttentionOperand.Of(v));
-        nint entering = segments is null ? EnterChannels(pass, key, value, 1, initialState, null, own) : SegmentPointer(pass.Run, segments);
-        WalkChannels(pass, key, value, 1, entering, segments: 0, chunks);
-    }
-
     /// <summary>The gradient of a decay per channel or per token.</summary>
-    private void ChannelDecayGradient(AttentionPass pass, DecayGradientCall call)
+    private void ChannelDecayGradient(in GradientCall call, nint entering, nint leaving)
     {
-        AttentionRun run = pass.Run;
-        AttentionPass backward = pass with { Reverse = true };
-        (AttentionOperand query, AttentionOperand gradient) = (AttentionOperand.Of(call.Q), AttentionOperand.Of(call.OutputGradient));
-        int own = call.Entering is null ? 1 : 0;
-        ChannelScratch scratch = ChannelStates(run, own + (call.Leaving is null ? 1 : 0), chunks: 2);
-        EnterChunks(pass, call.K, call.V, call.InitialState, call.Entering, scratch.OwnSegments(0), scratch.ChunkStates(0));
-        nint leaving = call.Leaving is null
-            ? EnterChannels(backward, query, gradient, call.Scale, call.FinalStateGradient, null, scratch.OwnSegments(own)) : SegmentPointer(run, call.Leaving);
-        WalkChannels(backward, query, gradient, call.Scale, leaving, segments: 0, scratch.ChunkStates(1));
-        if (pass.PerChannel)
+        AttentionRun run = call.Run;
+        if (IsForGroups(run))
         {
-            ChannelGradients(
-                "linear_attention_channel_bwd_key_decay", pass, call.Q.Pointer, call.K, call.V, call.OutputGradient, call.Scale, scratch.ChunkStates(0), scratch.ChunkStates(1), 0, 0, call.Result.Pointer);
+            foreach (GradientCall rows in GroupsOf(call)) ChannelDecayGradient(rows, entering: 0, leaving: 0);
             return;
         }
-        Launch(
-            TokenGradientFile, "linear_attention_bwd_decay_per_token", pass.Element, Blocks(AttentionRun.Slices(run.Tokens) * run.Batches * run.Heads, BlockThreads, TokenGradientShared),
-            call.Q.Pointer, call.K.Pointer, call.V.Pointer, call.OutputGradient.Pointer, pass.Decay.Pointer, run.Tokens, run.Heads, run.KeyHeads, run.KeyWidth, run.ValueWidth, run.Batches,
-            (float)call.Scale, scratch.ChunkStates(0), scratch.ChunkStates(1), call.Result.Pointer);
+        int own = entering == 0 ? 1 : 0;
+        ChannelScratch scratch = ChannelStates(run, own + (leaving == 0 ? 1 : 0), chunks: 2);
+        entering = EnterForward(call, entering, scratch.OwnSegments(0));
+        if (leaving == 0) leaving = EnterBackward(call, 0, scratch.OwnSegments(own));
+        for (long i = 0; i < run.Ranges; i++)
+        {
+            GradientCall range = call.Range(i);
+            WalkChannels(range.Forward, range.K, range.V, 1, run.RangeStates(entering, i), segments: 0, scratch.ChunkStates(0));
+            WalkChannels(range.Backward, range.Q, range.OutputGradient, range.Scale, run.RangeStates(leaving, i), segments: 0, scratch.ChunkStates(1));
+            if (call.Pass.PerChannel) ChannelGradients("linear_attention_channel_bwd_key_decay", range, scratch.ChunkStates(0), scratch.ChunkStates(1), dk: 0);
+            else TokenDecayGradient(range, scratch.ChunkStates(0), scratch.ChunkStates(1));
+        }
     }
 
-    private void ChannelGradients(
-        string kernel, AttentionPass pass, nint q, Tensor k, Tensor v, Tensor dO, double scale, nint entering, nint leaving, nint dq, nint dk, nint dDecay)
+    private void TokenDecayGradient(in GradientCall call, nint entering, nint leaving)
     {
-        AttentionRun run = pass.Run;
-        long blocks = AttentionRun.Slices(run.Tokens) * run.Batches * run.Heads * CeilDivide(run.KeyWidth, ChannelSlab);
+        AttentionRun run = call.Run;
         Launch(
-            ChannelGradientFile, kernel, pass.Element, Blocks(blocks, BlockThreads, ChannelGradientShared),
-            q, k.Pointer, v.Pointer, dO.Pointer, pass.Decay.Pointer, run.Tokens, run.Heads, run.KeyHeads, run.KeyWidth, run.ValueWidth, run.Batches, (float)scale, entering, leaving, dq, dk, dDecay);
+            TokenGradientFile, "linear_attention_bwd_decay_per_token", call.Pass.Element, Blocks(Chunks(run), BlockThreads, TokenGradientShared),
+            call.Q.Pointer, call.K.Pointer, call.V.Pointer, call.OutputGradient.Pointer, call.Pass.Decay.Pointer, run.Tokens, run.Heads, run.KeyHeads, run.KeyWidth, run.ValueWidth, run.Batches,
+            (float)call.Scale, entering, leaving, call.DecayGradient);
+    }
+
+    private void ChannelGradients(string kernel, in GradientCall call, nint entering, nint leaving, nint dk)
+    {
+        AttentionRun run = call.Run;
+        Launch(
+            ChannelGradientFile, kernel, call.Pass.Element, Blocks(Chunks(run) * CeilDivide(run.KeyWidth, ChannelSlab), BlockThreads, ChannelGradientShared),
+            call.Q.Pointer, call.K.Pointer, call.V.Pointer, call.OutputGradient.Pointer, call.Pass.Decay.Pointer, run.Tokens, run.Heads, run.KeyHeads, run.KeyWidth, run.ValueWidth, run.Batches,
+            (float)call.Scale, entering, leaving, call.QueryGradient.Pointer, dk, call.DecayGradient);
     }
 }

@@ -23,7 +23,7 @@ internal sealed partial class CudaBackend
     private long PathFloats(AttentionPass pass, Tensor q, Tensor k, Tensor v, Tensor dO)
     {
         AttentionRun run = pass.Run;
-        if (pass.PerChannel) return GivesDecayInOnePass(pass, q.Pointer, k.Pointer, v.Pointer, dO.Pointer) ? Chunks(run) * (ChunkStateBytes / sizeof(float)) : 0;
+        if (pass.PerChannel) return FitsAtOnce(run) && GivesDecayInOnePass(pass, q.Pointer, k.Pointer, v.Pointer, dO.Pointer) ? Chunks(run) * (ChunkStateBytes / sizeof(float)) : 0;
         bool pays = pass.Decay.Kind == DecayKind.PerToken && run.Heads == run.KeyHeads && pass.PaysRoundedStates
             && RunsOnWarpgroups(pass, states: 0, AttentionOperand.Of(q), AttentionOperand.Of(k), AttentionOperand.Of(v), AttentionOperand.Of(dO));
         return pays ? Chunks(run) * (ChunkStateFloats(run) + ChunkPathFloats) : 0;
