@@ -113,6 +113,9 @@ internal sealed class PeerGather : IDisposable
             owner._device.Context.MakeCurrent();
             owner._device.Stream.WaitFor(owner._sent[_slot]);
             CudaStream queue = owner.FollowCompute();
+            // A block that nobody here has waited for comes before another rank writes in its place.
+            for (int sender = 0; sender < owner.Size; sender++)
+                if (sender != owner.Rank) owner._memory.Await(queue, owner.ArrivedFlag(_slot, sender), message);
             for (int sender = 0; sender < owner.Size; sender++)
                 if (sender != owner.Rank) owner._memory.Raise(queue, sender, owner.ReadFlag(_slot, owner.Rank), message);
             owner._isHeld[_slot] = false;
