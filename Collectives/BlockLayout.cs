@@ -1,3 +1,5 @@
+using LaspNative.Runtime;
+
 namespace LaspNative.Collectives;
 
 /// <summary>
@@ -21,6 +23,24 @@ internal sealed class BlockLayout : IEquatable<BlockLayout>
     public long Start(int rank) => _starts[rank];
 
     public long Count(int rank) => _starts[rank + 1] - _starts[rank];
+
+    /// <summary>A tensor cut into pieces of whole rows of its first dimension, as <see cref="SequencePartition"/> cuts tokens: a "rank" is a piece here.</summary>
+    public static BlockLayout OfRows(Shape shape, int pieces)
+    {
+        long rows = shape[0], row = rows == 0 ? 0 : shape.Count / rows;
+        return new BlockLayout([.. new SequencePartition(rows, pieces).Lengths().Select(length => length * row)]);
+    }
+
+    /// <summary>The piece behind those that a rank passes on in a relay, whole ones from <paramref name="first"/> on; checks that they are.</summary>
+    public int EndOf(Tensor pieces, int first, int rank)
+    {
+        if (first >= Ranks) throw new LaspException($"Relay on rank {rank}: all {Ranks} pieces were passed on already; a block has no more");
+        int end = first + 1;
+        while (end < Ranks && Start(end) - Start(first) < pieces.Count) end++;
+        long count = Start(end) - Start(first);
+        if (count != pieces.Count) throw new LaspException($"Relay on rank {rank}: pieces {first} to {end - 1} of {Ranks} have {count} elements, but {pieces.Shape} has {pieces.Count}; pass whole pieces on");
+        return end;
+    }
 
     public static bool AreEqual(ReadOnlySpan<long> counts) => !counts.ContainsAnyExcept(counts[0]);
 

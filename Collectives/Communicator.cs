@@ -64,6 +64,15 @@ public abstract class Communicator : ICommunicator
         return new GatherByCopy(blocks, AllGather(source, blocks));
     }
 
+    public BlockRelay Relay(Shape shape, DType dtype, int pieces, int? from, int? to)
+    {
+        if (pieces < 1 || pieces > Math.Max(1, shape[0])) throw new LaspException($"Relay on rank {Rank}: a block {shape} cannot go in {pieces} pieces; use 1 to {Math.Max(1, shape[0])}, its rows");
+        if (from is { } sender) CheckOther("Relay", sender);
+        if (to is { } receiver) CheckOther("Relay", receiver);
+        BlockLayout layout = BlockLayout.OfRows(shape, pieces);
+        return StartRelay(shape, dtype, layout, from, to) ?? new MessageRelay(this, shape, dtype, layout, from, to);
+    }
+
     public CommunicationWork AllReduce(Tensor tensor)
     {
         CheckPair("AllReduce", tensor, tensor);
@@ -173,6 +182,9 @@ public abstract class Communicator : ICommunicator
 
     /// <summary>Starts a gather into memory of the communicator; null, on every rank, where it has none for this.</summary>
     private protected virtual BlockGather? StartGather(Tensor source) => null;
+
+    /// <summary>Starts a relay through memory of the communicator, which counts what is passed on; null, on every rank, where it has none for this.</summary>
+    private protected virtual BlockRelay? StartRelay(Shape shape, DType dtype, BlockLayout pieces, int? from, int? to) => null;
 
     /// <summary>Starts an all-gather of blocks that differ in size.</summary>
     private protected abstract CommunicationWork StartAllGather(Tensor source, Tensor destination, BlockLayout blocks);

@@ -53,6 +53,13 @@ public interface ICommunicator : IDisposable
     /// </summary>
     BlockGather Gather(Tensor source);
 
+    /// <summary>
+    /// A block handed from rank to rank: one comes from rank <paramref name="from"/>, one is passed on to rank <paramref name="to"/> (null: none). Either goes in pieces of whole rows of its first
+    /// dimension, at most as many as those are, in order, cut as <see cref="SequencePartition"/> cuts tokens. Every rank of the group calls it with the same shape, type and number of pieces, and disposes it in the same order; whom a rank
+    /// sends to has named it as the one to come from. Sends the pieces that are passed on, each a message.
+    /// </summary>
+    BlockRelay Relay(Shape shape, DType dtype, int pieces, int? from, int? to);
+
     /// <summary>tensor = sum over ranks, on every rank. Sends 2 (W-1)/W x the tensor.</summary>
     CommunicationWork AllReduce(Tensor tensor);
 
@@ -142,4 +149,30 @@ public abstract class BlockGather : IDisposable
     }
 
     protected abstract void Dispose(bool disposing);
+}
+
+/// <summary>One <see cref="ICommunicator.Relay"/> in flight: what comes to this rank, and what it passes on.</summary>
+public abstract class BlockRelay : IDisposable
+{
+    /// <summary>What comes, of the relay's shape; null where nothing does. A piece may be read by work queued after <see cref="Wait"/> for it and before the relay is disposed.</summary>
+    public abstract Tensor? Block { get; }
+
+    /// <summary>After this call, work queued on the device sees the first <paramref name="count"/> pieces of <see cref="Block"/>. Throws as <see cref="CommunicationWork.Wait"/> does.</summary>
+    public abstract void Wait(int count);
+
+    /// <summary>
+    /// Passes the next piece on, or several in one tensor, as they are when the work queued so far has run. They must not change until the relay is disposed, and all must have been passed on by then.
+    /// </summary>
+    public abstract void Send(Tensor pieces);
+
+    /// <summary>Waits for what is still on its way in either direction, and gives the memory back.</summary>
+    public void Dispose()
+    {
+        Dispose(disposing: true);
+        GC.SuppressFinalize(this);
+    }
+
+    protected abstract void Dispose(bool disposing);
+
+    private protected static int Receiver(int? to, int rank) => to ?? throw new LaspException($"Relay on rank {rank}: this rank passes nothing on; name the rank that it sends to when the relay begins");
 }

@@ -52,7 +52,10 @@ public sealed partial class NcclCommunicator
         });
     }
 
-    private protected override BlockGather? StartGather(Tensor source) => _gather is { } gather && source.Count > 0 && gather.Takes(source) ? Beside(() => gather.Start(source)) : null;
+    private protected override BlockGather? StartGather(Tensor source) => _blocks is { } blocks && source.Count > 0 && blocks.Takes(source.Bytes) ? Beside(() => blocks.Gather(source)) : null;
+
+    private protected override BlockRelay? StartRelay(Shape shape, DType dtype, BlockLayout pieces, int? from, int? to) =>
+        _blocks is { } blocks && shape.Count > 0 && blocks.Takes(shape.Count * dtype.Size(), pieces.Ranks) ? Beside(() => blocks.Relay(shape, dtype, pieces, from, to, Counters)) : null;
 
     private protected override CommunicationWork StartAllGather(Tensor source, Tensor destination, BlockLayout blocks) => Launch(c => Group(c, () =>
     {

@@ -23,7 +23,7 @@ public sealed partial class NcclCommunicator : Communicator
     private readonly ThreadMeeting? _meeting;
     private readonly bool _peerSums;
     private CudaStream? _ownStream;
-    private PeerGather? _gather;
+    private PeerBlocks? _blocks;
     private PeerShards? _shards;
     private nint _handle;
     private volatile Exception? _failure;
@@ -69,7 +69,7 @@ public sealed partial class NcclCommunicator : Communicator
             token = Tensor.Empty([Size], DType.F32, _device, MemoryCategory.Workspace);
             WarmUp();
             if (_meeting is null || Size == 1) return;
-            if (!background && LaspOptions.Current.PeerCopies) _gather = PeerGather.Open(_device, Rank, _meeting);
+            if (!background && LaspOptions.Current.PeerCopies) _blocks = PeerBlocks.Open(_device, Rank, _meeting);
             if (background && _peerSums) _shards = PeerShards.Open(_device, Rank, _meeting);
         }
         catch (Exception error)
@@ -126,7 +126,7 @@ public sealed partial class NcclCommunicator : Communicator
     /// <summary>Ends what waits for copies of other ranks, here and in the parts.</summary>
     internal void LetPass()
     {
-        _gather?.Abort();
+        _blocks?.Abort();
         _shards?.Abort();
         lock (_parts)
             foreach (NcclCommunicator part in _parts) part.LetPass();
@@ -197,12 +197,12 @@ public sealed partial class NcclCommunicator : Communicator
         // After a failure another rank may still write here: then the memory goes with the context.
         if (_failure is null)
         {
-            _gather?.Dispose();
+            _blocks?.Dispose();
             _shards?.Dispose();
         }
         else
         {
-            _gather?.Abandon();
+            _blocks?.Abandon();
             _shards?.Abandon();
         }
         _ownStream?.Dispose();

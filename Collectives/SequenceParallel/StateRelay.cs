@@ -12,50 +12,49 @@ internal sealed class StateRelay : StateMessage
     private readonly Tensor _factor;
     private readonly Tensor _own;
     private readonly Tensor _entering;
-    private readonly int? _to;
     private readonly SequencePartition _slices; // of the B*H heads
-    private readonly List<CommunicationWork> _receives = [];
-    private readonly List<CommunicationWork> _sends = [];
-    private readonly List<Tensor> _parts = []; // slices in flight
+    private readonly bool _passesOn;
+    private readonly BlockRelay _relay; // [B*H, D*E]
 
     public StateRelay(AttentionCall call, RankDecays decays, Tensor own, Tensor entering, bool reverse, int slices)
     {
         (_call, _factor, _own, _entering) = (call, decays.Own, own, entering);
         long heads = call.Batch * call.Heads;
         _slices = new SequencePartition(heads, (int)Math.Max(1, Math.Min(slices, heads)));
-        (int before, int after) = reverse ? (call.Group.Rank + 1, call.Group.Rank - 1) : (call.Group.Rank - 1, call.Group.Rank + 1);
-        _to = IsRank(after) ? after : null;
-        if (!IsRank(before)) return;
-        for (int s = 0; s < _slices.Ranks; s++)
-        {
-            _receives.Add(call.Group.Receive(Keep(Slice(entering, s)), before));
-        }
+        int step = reverse ? -1 : 1;
+        int? before = Rank(-step), after = Rank(step);
+        _passesOn = after is not null;
+        _relay = call.Group.Relay([heads, call.KeyDim * call.ValueDim], own.DType, _slices.Ranks, before, after);
     }
 
-    private bool IsRank(int rank) => rank >= 0 && rank < _call.Group.Size;
+    private int? Rank(int step) => _call.Group.Rank + step is var rank && rank >= 0 && rank < _call.Group.Size ? rank : null;
 
     /// <summary>Sends what needs no other rank's state: the first rank's own. Called once, right after construction.</summary>
     public StateRelay Start()
     {
-        if (_receives.Count > 0) return this;
+        if (_relay.Block is not null) return this;
         _call.NothingEnters(_entering);
-        for (int s = 0; s < _slices.Ranks && _to is not null; s++) _sends.Add(_call.Group.Send(Keep(Slice(_own, s)), _to.Value));
+        if (_passesOn) _relay.Send(_own); // all slices
         return this;
     }
 
     public override void Wait()
     {
-        for (int s = 0; s < _receives.Count; s++)
-        {
-            _receives[s].Wait();
-            if (_to is null) continue;
-            Tensor own = Keep(Slice(_own, s));
-            using Tensor entering = Slice(_entering, s), factor = Slice(_factor, s);
-            using Tensor states = own.View(own.Shape.Times(1));
-            using Tensor factors = factor.View(factor.Shape.Times(1));
-            _call.Device.Backend.CombineStates(states, factors, first: 0, count: 1, step: 1, entering, own);
-            _sends.Add(_call.Group.Send(own, _to.Value));
-        }
+        if (_relay.Block is not { } arriving) return;
+        if (_passesOn)
+            for (int s = 0; s < _slices.Ranks; s++) PassOn(arriving, s);
+        else _relay.Wait(_slices.Ranks);
+        _call.Device.Copy(arriving.Pointer, _entering.Pointer, _entering.Bytes); // kept for longer than the relay
+    }
+
+    private void PassOn(Tensor arriving, int s)
+    {
+        _relay.Wait(s + 1);
+        using Tensor own = Slice(_own, s), entering = Slice(arriving, s), factor = Slice(_factor, s);
+        using Tensor states = own.View(own.Shape.Times(1));
+        using Tensor factors = factor.View(factor.Shape.Times(1));
+        _call.Device.Backend.CombineStates(states, factors, first: 0, count: 1, step: 1, entering, own);
+        _relay.Send(own);
     }
 
     /// <summary>Heads of slice s, of a state [B, H, D, E] or a factor [B, H(, D)].</summary>
@@ -66,16 +65,9 @@ internal sealed class StateRelay : StateMessage
         return rows.Slice(_slices.Start(s), _slices.Length(s));
     }
 
-    private Tensor Keep(Tensor part)
-    {
-        _parts.Add(part);
-        return part;
-    }
-
     public override void Dispose()
     {
-        foreach (CommunicationWork send in _sends) send.Wait();
-        foreach (Tensor part in _parts) part.Dispose();
+        _relay.Dispose();
         _own.Dispose();
     }
 }

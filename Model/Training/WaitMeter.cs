@@ -29,6 +29,8 @@ internal sealed class WaitMeter(ICommunicator group, WaitAccount account) : ICom
 
     public BlockGather Gather(Tensor source) => new MeteredGather(account, group.Gather(source));
 
+    public BlockRelay Relay(Shape shape, DType dtype, int pieces, int? from, int? to) => new MeteredRelay(account, group.Relay(shape, dtype, pieces, from, to));
+
     public CommunicationWork AllReduce(Tensor tensor) => Metered(group.AllReduce(tensor));
 
     public CommunicationWork ReduceScatter(Tensor source, Tensor destination) => Metered(group.ReduceScatter(source, destination));
@@ -86,5 +88,21 @@ internal sealed class WaitMeter(ICommunicator group, WaitAccount account) : ICom
     private sealed class Arrival(BlockGather gather, int first, int count) : CommunicationWork
     {
         public override void Wait() => gather.Wait(first, count);
+    }
+
+    private sealed class MeteredRelay(WaitAccount account, BlockRelay relay) : BlockRelay
+    {
+        public override Tensor? Block => relay.Block;
+
+        public override void Wait(int count) => account.Measure(new PieceArrival(relay, count));
+
+        public override void Send(Tensor piece) => relay.Send(piece);
+
+        protected override void Dispose(bool disposing) => relay.Dispose();
+    }
+
+    private sealed class PieceArrival(BlockRelay relay, int count) : CommunicationWork
+    {
+        public override void Wait() => relay.Wait(count);
     }
 }

@@ -39,6 +39,8 @@ internal sealed class TimedCommunicator(ICommunicator group) : ICommunicator
 
     public BlockGather Gather(Tensor source) => new Arrivals(this, source, Silent ? null : group.Gather(source));
 
+    public BlockRelay Relay(Shape shape, DType dtype, int pieces, int? from, int? to) => Silent ? new Stillness(_device, shape, dtype, from) : new Relayed(this, group.Relay(shape, dtype, pieces, from, to));
+
     public CommunicationWork AllReduce(Tensor tensor) => Timed(() => group.AllReduce(tensor));
 
     public CommunicationWork ReduceScatter(Tensor source, Tensor destination) => Timed(() => group.ReduceScatter(source, destination));
@@ -96,6 +98,29 @@ internal sealed class TimedCommunicator(ICommunicator group) : ICommunicator
             _nothing?.Dispose();
             gather?.Dispose();
         }
+    }
+
+    private sealed class Relayed(TimedCommunicator owner, BlockRelay relay) : BlockRelay
+    {
+        public override Tensor? Block => relay.Block;
+
+        public override void Wait(int count) => owner.Time(() => relay.Wait(count));
+
+        public override void Send(Tensor piece) => relay.Send(piece);
+
+        protected override void Dispose(bool disposing) => relay.Dispose();
+    }
+
+    /// <summary>A relay in which nothing moves.</summary>
+    private sealed class Stillness(CudaDevice device, Shape shape, DType dtype, int? from) : BlockRelay
+    {
+        public override Tensor? Block { get; } = from is null ? null : Tensor.Empty(shape, dtype, device, MemoryCategory.Communication);
+
+        public override void Wait(int count) { }
+
+        public override void Send(Tensor piece) { }
+
+        protected override void Dispose(bool disposing) => Block?.Dispose();
     }
 
     private sealed class Work(TimedCommunicator owner, CommunicationWork work) : CommunicationWork

@@ -10,7 +10,7 @@ namespace LaspNative.Runtime;
 /// <param name="NvrtcPath">LASP_NVRTC=FILE: the NVRTC library to load instead of the versions searched for.</param>
 /// <param name="OpenBlas">LASP_OPENBLAS=0: never use OpenBLAS, even when it is installed; =FILE: load this one.</param>
 /// <param name="ForceSm80">LASP_FORCE_SM80=1: use the kernels for compute capability 8.0 on newer GPUs too.</param>
-/// <param name="PeerCopies">LASP_PEER_COPIES=0: between GPUs of one process states are gathered through NCCL too, not by copy engines.</param>
+/// <param name="PeerCopies">LASP_PEER_COPIES=0: between GPUs of one process states travel through NCCL too, not by copy engines.</param>
 /// <param name="PeerSums">LASP_PEER_SUMS=0: between GPUs of one process long gradients, and the parameters of ZeRO-1 and 2, travel through NCCL too, not by copy engines.</param>
 /// <param name="Poison">LASP_POISON=1: fresh memory is filled with 0xFF bytes (NaN), so that reading what was never written shows. For tests.</param>
 /// <param name="CudaHome">CUDA_HOME=DIR: a CUDA toolkit whose libraries are searched after the loader's own path.</param>

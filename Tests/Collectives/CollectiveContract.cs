@@ -108,7 +108,7 @@ public abstract partial class CollectiveContract
         }
     });
 
-    private static void Equal(long count, Func<long, double> expected, Tensor actual)
+    private protected static void Equal(long count, Func<long, double> expected, Tensor actual)
     {
         var values = new double[count];
         for (long i = 0; i < count; i++) values[i] = expected(i);

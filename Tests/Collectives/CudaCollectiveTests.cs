@@ -90,8 +90,8 @@ public sealed class NcclTests : CollectiveContract
         return () => World.Run(new WorldOptions(DeviceKind.Cuda, ranks), body);
     }
 
-    /// <summary>Four messages of up to 4 MiB from each rank on their way; two flags for each, and a table of 4096 numbers.</summary>
-    private protected override long SetAside(int ranks) => LaspOptions.Current.PeerCopies && Gpu.ReachOneAnother(ranks) ? (4L * ranks << 22) + (sizeof(uint) * ((2 * 4 * ranks) + 4096)) : 0;
+    /// <summary>Four messages of up to 4 MiB from each rank on their way; two flags for each, one for each of 16 pieces, and a table of 4096 numbers.</summary>
+    private protected override long SetAside(int ranks) => LaspOptions.Current.PeerCopies && Gpu.ReachOneAnother(ranks) ? (4L * ranks << 22) + (sizeof(uint) * ((4 * ((2 * ranks) + 16)) + 4096)) : 0;
 
     /// <summary>What others' copy engines write into, on the ledger: 6 pieces to be summed and 2 to be kept on their way from every other rank, each of 64 MiB over all ranks. Off it when the world has ended, or failed.</summary>
     [Theory]
@@ -165,6 +165,43 @@ public sealed class NcclTests : CollectiveContract
                     Assert.Equal((round * 10) + rank, one.ToDoubles()[0]);
                 }
             }
+        }
+    });
+
+    /// <summary>Numbers of messages are compared modulo 4096, and a gather or a relay the other way leaves the flags of thousands of relays alone: each still waits for a sender that is late.</summary>
+    [Fact]
+    public void Thousands_of_relays_let_no_other_message_pass_early() => Run(2, DType.F32, r =>
+    {
+        const int Count = 1000;
+        using Tensor block = Filled(r, DType.F32, Count, _ => -1), load = Tensor.Zeros([1 << 26], DType.F32, r.Device);
+        foreach (int relays in (int[])[1500, 1000, 1500])
+        {
+            for (int i = 0; i < relays; i++) Relay(from: 0).Dispose();
+            using BlockRelay back = Relay(from: 1, isLate: true, value: relays);
+            if (back.Block is { } came) Equal(Count, _ => relays, came);
+            if (r.Rank == 0) Late(relays + 1);
+            using BlockGather gather = r.World.Gather(block);
+            gather.Wait(0, 1);
+            using Tensor first = gather.Blocks.Slice(0, 1);
+            Equal(Count, _ => relays + 1, first);
+        }
+
+        BlockRelay Relay(int from, bool isLate = false, double value = 0)
+        {
+            BlockRelay relay = r.World.Relay(block.Shape, block.DType, 1, from: r.Rank == from ? null : from, to: r.Rank == from ? 1 - from : null);
+            if (r.Rank == from)
+            {
+                if (isLate) Late(value);
+                relay.Send(block);
+            }
+            else relay.Wait(1);
+            return relay;
+        }
+
+        void Late(double value)
+        {
+            for (int i = 0; i < 100; i++) r.Device.Backend.Fill(0, load);
+            r.Device.Backend.Fill(value, block);
         }
     });
 

@@ -32,7 +32,23 @@ public sealed class NcclFailureTests
         r.World.Barrier();
     });
 
-    /// <summary>As above, in the background: by NCCL, and by copy engines.</summary>
+    /// <summary>The last rank waits for pieces, or the first for room for them, that the other never gives.</summary>
+    [Theory]
+    [InlineData(0)]
+    [InlineData(1)]
+    public Task Pieces_that_never_come_or_find_no_room_hold_nobody(int failing) => EndsWithTheFirstError((r, fail) =>
+    {
+        using Tensor block = Tensor.Zeros([1000], DType.F32, r.Device);
+        using var load = new Load(r);
+        if (r.Rank == failing) load.Keep(copies: 200);
+        Relay(r, block, times: 3);
+        if (r.Rank == failing) fail();
+        load.Keep(copies: 600);
+        Relay(r, block, times: 10);
+        r.World.Barrier();
+    });
+
+    /// <summary>Sums in the background, held back likewise: by NCCL, and by copy engines.</summary>
     [Theory]
     [InlineData(0, false)]
     [InlineData(1, false)]
@@ -106,6 +122,22 @@ public sealed class NcclFailureTests
         {
             using BlockGather gather = rank.World.Gather(source);
             gather.Wait(0, rank.Size);
+        }
+    }
+
+    /// <summary>From the first rank to the last of two, in four pieces.</summary>
+    private static void Relay(RankContext rank, Tensor block, int times)
+    {
+        const int Pieces = 4;
+        for (int i = 0; i < times; i++)
+        {
+            using BlockRelay relay = rank.World.Relay(block.Shape, block.DType, Pieces, from: rank.Rank == 0 ? null : 0, to: rank.Rank == 0 ? 1 : null);
+            for (int piece = 0; piece < Pieces && rank.Rank == 0; piece++)
+            {
+                using Tensor part = block.Slice(piece * block.Count / Pieces, block.Count / Pieces);
+                relay.Send(part);
+            }
+            relay.Wait(Pieces);
         }
     }
 

@@ -114,6 +114,8 @@ public abstract class StrategyNcclContract : StrategyGpuContract
         Gpu.Require(ranks);
         return new WorldOptions(DeviceKind.Cuda);
     }
+
+    protected void AssertSameBits(int w, DecayKind decay) => StrategyMatrixTests.AssertSameBits(World(w), w, decay, ["packed"]);
 }
 
 /// <summary>Over two GPUs: every rank is the first or the last.</summary>
@@ -138,6 +140,11 @@ public class StrategyNcclTests : StrategyNcclContract
     [InlineData("lasp2")]
     [InlineData("zeco")]
     public void Bytes_per_layer_are_the_formula(string strategy) => AssertBytes(strategy, 2);
+
+    [Theory]
+    [InlineData(2, DecayKind.None)]
+    [InlineData(2, DecayKind.Channel)]
+    public void Strategies_that_pass_states_give_the_same_bits(int w, DecayKind decay) => AssertSameBits(w, decay);
 }
 
 /// <summary>Over three and four GPUs: ranks between others, which receive and send on.</summary>
@@ -162,4 +169,10 @@ public class StrategyFourGpuTests : StrategyNcclContract
     [InlineData("lasp2")]
     [InlineData("zeco")]
     public void Bytes_per_layer_are_the_formula(string strategy) => AssertBytes(strategy, 4);
+
+    [Theory]
+    [InlineData(3, DecayKind.Token)]
+    [InlineData(4, DecayKind.Head)]
+    [InlineData(4, DecayKind.Channel)]
+    public void Strategies_that_pass_states_give_the_same_bits(int w, DecayKind decay) => AssertSameBits(w, decay);
 }

@@ -107,14 +107,17 @@ public class StrategyMatrixTests
     [InlineData(3, DecayKind.Head)]
     [InlineData(4, DecayKind.Token)]
     [InlineData(8, DecayKind.Channel)]
-    public void Strategies_that_pass_states_give_the_same_bits(int w, DecayKind decay)
+    public void Strategies_that_pass_states_give_the_same_bits(int w, DecayKind decay) => AssertSameBits(s_cpu, w, decay, ["plain", "packed", "initial state"]);
+
+    /// <summary>Runs the kinds of case with lasp2, lasp1 and zeco.</summary>
+    internal static void AssertSameBits(WorldOptions world, int w, DecayKind decay, string[] kinds)
     {
-        foreach (string kind in new[] { "plain", "packed", "initial state" })
+        foreach (string kind in kinds)
         {
-            StrategyCase.RankResult[] lasp2 = Case("lasp2", w, 150, decay, kind, DType.F32).Run(s_cpu);
+            StrategyCase.RankResult[] lasp2 = Case("lasp2", w, 150, decay, kind, DType.F32).Run(world);
             foreach (string other in new[] { "lasp1", "zeco" })
             {
-                StrategyCase.RankResult[] results = Case(other, w, 150, decay, kind, DType.F32).Run(s_cpu);
+                StrategyCase.RankResult[] results = Case(other, w, 150, decay, kind, DType.F32).Run(world);
                 for (int r = 0; r < w; r++) AssertSame(lasp2[r], results[r], $"{other} against lasp2, {kind}, rank {r}");
             }
         }
