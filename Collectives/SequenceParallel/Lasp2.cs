@@ -47,7 +47,7 @@ public sealed class Lasp2 : StatePassing
             _gather = new StateGather(call, own, decays.AreAllKnown ? null : decays.Own);
             // What needs no message is done while it travels.
             if (Ranks == 0) call.NothingEnters(entering);
-            else if (decays.AreAllKnown) _ = decays.All;
+            else if (Ranks > 1 && decays.AreAllKnown) _ = decays.All;
         }
 
         /// <summary>How many ranks there are on the side that the state comes from.</summary>
@@ -58,7 +58,9 @@ public sealed class Lasp2 : StatePassing
             if (Ranks == 0 && _decays.AreAllKnown) return;
             Tensor states = _gather.Wait(_reverse ? _call.Group.Size - Ranks : 0, Ranks);
             if (_gather.TakeFactors(_decays.FactorShape) is { } factors) _decays.Learn(factors);
-            if (Ranks > 0) _call.Device.Backend.CombineStates(states, _decays.All, first: _reverse ? _call.Group.Size - 1 : 0, Ranks, step: _reverse ? -1 : 1, initial: null, _entering);
+            int first = _reverse ? _call.Group.Size - 1 : 0, step = _reverse ? -1 : 1;
+            if (Ranks == 1) _call.Device.Copy(states.Pointer + (nint)(first * _entering.Bytes), _entering.Pointer, _entering.Bytes); // there is nothing to combine one state with
+            if (Ranks > 1) _call.Device.Backend.CombineStates(states, _decays.All, first, Ranks, step, initial: null, _entering);
         }
 
         public override void Dispose() => _gather.Dispose();

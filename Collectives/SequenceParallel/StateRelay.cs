@@ -9,7 +9,7 @@ namespace LaspNative.Collectives;
 internal sealed class StateRelay : StateMessage
 {
     private readonly AttentionCall _call;
-    private readonly Tensor _factor;
+    private readonly Tensor? _factor; // null on the first and the last rank, where nothing is combined
     private readonly Tensor _own;
     private readonly Tensor _entering;
     private readonly SequencePartition _slices; // of the B*H heads
@@ -18,12 +18,13 @@ internal sealed class StateRelay : StateMessage
 
     public StateRelay(AttentionCall call, RankDecays decays, Tensor own, Tensor entering, bool reverse, int slices)
     {
-        (_call, _factor, _own, _entering) = (call, decays.Own, own, entering);
+        (_call, _own, _entering) = (call, own, entering);
         long heads = call.Batch * call.Heads;
         _slices = new SequencePartition(heads, (int)Math.Max(1, Math.Min(slices, heads)));
         int step = reverse ? -1 : 1;
         int? before = Rank(-step), after = Rank(step);
         _passesOn = after is not null;
+        _factor = before is not null && after is not null ? decays.Own : null;
         _relay = call.Group.Relay([heads, call.KeyDim * call.ValueDim], own.DType, _slices.Ranks, before, after);
     }
 
@@ -42,15 +43,15 @@ internal sealed class StateRelay : StateMessage
     {
         if (_relay.Block is not { } arriving) return;
         if (_passesOn)
-            for (int s = 0; s < _slices.Ranks; s++) PassOn(arriving, s);
+            for (int s = 0; s < _slices.Ranks; s++) PassOn(arriving, _factor!, s);
         else _relay.Wait(_slices.Ranks);
         _call.Device.Copy(arriving.Pointer, _entering.Pointer, _entering.Bytes); // kept for longer than the relay
     }
 
-    private void PassOn(Tensor arriving, int s)
+    private void PassOn(Tensor arriving, Tensor ownFactor, int s)
     {
         _relay.Wait(s + 1);
-        using Tensor own = Slice(_own, s), entering = Slice(arriving, s), factor = Slice(_factor, s);
+        using Tensor own = Slice(_own, s), entering = Slice(arriving, s), factor = Slice(ownFactor, s);
         using Tensor states = own.View(own.Shape.Times(1));
         using Tensor factors = factor.View(factor.Shape.Times(1));
         _call.Device.Backend.CombineStates(states, factors, first: 0, count: 1, step: 1, entering, own);
