@@ -76,20 +76,15 @@ public sealed partial class NcclCommunicator
         }
     }));
 
-    private protected override CommunicationWork StartAllToAll(Tensor source, BlockLayout sent, Tensor destination, BlockLayout received) => Launch(c =>
+    private protected override CommunicationWork StartAllToAll(Tensor source, BlockLayout sent, Tensor destination, BlockLayout received) => Launch(c => Group(c, () =>
     {
-        // What a rank keeps is a copy in its GPU's memory: NCCL's would take multiprocessors.
-        Queue.CopyAsync(At(source, sent.Start(Rank)), At(destination, received.Start(Rank)), sent.Count(Rank) * source.DType.Size());
-        Group(c, () =>
+        // What a rank keeps goes with the rest: a copy of its own holds NCCL's blocks up, until those of other kernels have all multiprocessors.
+        for (int peer = 0; peer < Size; peer++)
         {
-            for (int peer = 0; peer < Size; peer++)
-            {
-                if (peer == Rank) continue;
-                Send(source, sent.Start(peer), sent.Count(peer), peer, c);
-                Receive(destination, received.Start(peer), received.Count(peer), peer, c);
-            }
-        });
-    });
+            Send(source, sent.Start(peer), sent.Count(peer), peer, c);
+            Receive(destination, received.Start(peer), received.Count(peer), peer, c);
+        }
+    }));
 
     private protected override CommunicationWork StartSend(Tensor source, int peer) =>
         source.Count == 0 ? CommunicationWork.Done : Launch(c => Send(source, 0, source.Count, peer, c));
@@ -103,20 +98,15 @@ public sealed partial class NcclCommunicator
         Receive(destination, 0, destination.Count, from, c);
     }));
 
-    private void AllToAll(nint source, nint destination, long block, nint communicator)
+    private void AllToAll(nint source, nint destination, long block, nint communicator) => Group(communicator, () =>
     {
-        Queue.CopyAsync(source + (nint)(Rank * block), destination + (nint)(Rank * block), block);
-        Group(communicator, () =>
+        for (int peer = 0; peer < Size; peer++)
         {
-            for (int peer = 0; peer < Size; peer++)
-            {
-                if (peer == Rank) continue;
-                nint offset = (nint)(peer * block);
-                Nccl.ncclSend(source + offset, (nuint)block, ncclDataType_t.ncclUint8, peer, communicator, Stream).Check(Rank, communicator);
-                Nccl.ncclRecv(destination + offset, (nuint)block, ncclDataType_t.ncclUint8, peer, communicator, Stream).Check(Rank, communicator);
-            }
-        });
-    }
+            nint offset = (nint)(peer * block);
+            Nccl.ncclSend(source + offset, (nuint)block, ncclDataType_t.ncclUint8, peer, communicator, Stream).Check(Rank, communicator);
+            Nccl.ncclRecv(destination + offset, (nuint)block, ncclDataType_t.ncclUint8, peer, communicator, Stream).Check(Rank, communicator);
+        }
+    });
 
     /// <summary>Sends some elements of a tensor; none need no message, and the peer posts none either.</summary>
     private void Send(Tensor source, long first, long count, int peer, nint communicator)
