@@ -56,7 +56,8 @@ public interface ICommunicator : IDisposable
     /// <summary>
     /// A block handed from rank to rank: one comes from rank <paramref name="from"/>, one is passed on to rank <paramref name="to"/> (null: none). Either goes in pieces of whole rows of its first
     /// dimension, at most as many as those are, in order, cut as <see cref="SequencePartition"/> cuts tokens. Every rank of the group calls it with the same shape, type and number of pieces, and disposes it in the same order; whom a rank
-    /// sends to has named it as the one to come from. Sends the pieces that are passed on, each a message.
+    /// sends to has named it as the one to come from. Sends the pieces that are passed on, each a message. Where a transport keeps one order, as NCCL does, a block that is still to come holds up what the
+    /// group is asked for after it: relays in flight together go one way, and no operation begun after them is waited for first.
     /// </summary>
     BlockRelay Relay(Shape shape, DType dtype, int pieces, int? from, int? to);
 
