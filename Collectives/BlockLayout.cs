@@ -31,9 +31,10 @@ internal sealed class BlockLayout : IEquatable<BlockLayout>
         return new BlockLayout([.. new SequencePartition(rows, pieces).Lengths().Select(length => length * row)]);
     }
 
-    /// <summary>The piece behind those that a rank passes on in a relay, whole ones from <paramref name="first"/> on; checks that they are.</summary>
-    public int EndOf(Tensor pieces, int first, int rank)
+    /// <summary>The piece behind those that a rank passes on in a relay of a type, whole ones from <paramref name="first"/> on; checks that they are.</summary>
+    public int EndOf(Tensor pieces, DType dtype, int first, int rank)
     {
+        if (pieces.DType != dtype) throw new LaspException($"Relay on rank {rank}: the relay is of {dtype}, but {pieces.Shape} is {pieces.DType}; cast it first");
         if (first >= Ranks) throw new LaspException($"Relay on rank {rank}: all {Ranks} pieces were passed on already; a block has no more");
         int end = first + 1;
         while (end < Ranks && Start(end) - Start(first) < pieces.Count) end++;

@@ -158,11 +158,11 @@ public abstract class BlockRelay : IDisposable
     /// <summary>What comes, of the relay's shape; null where nothing does. A piece may be read by work queued after <see cref="Wait"/> for it and before the relay is disposed.</summary>
     public abstract Tensor? Block { get; }
 
-    /// <summary>After this call, work queued on the device sees the first <paramref name="count"/> pieces of <see cref="Block"/>. Throws as <see cref="CommunicationWork.Wait"/> does.</summary>
+    /// <summary>After this call, work queued on the device sees the first <paramref name="count"/> pieces of <see cref="Block"/>; where nothing comes it does nothing. Throws as <see cref="CommunicationWork.Wait"/> does.</summary>
     public abstract void Wait(int count);
 
     /// <summary>
-    /// Passes the next piece on, or several in one tensor, as they are when the work queued so far has run. They must not change until the relay is disposed, and all must have been passed on by then.
+    /// Passes the next piece on, or several in one tensor, of the relay's type, as they are when the work queued so far has run. They must not change until the relay is disposed, and all must have been passed on by then.
     /// </summary>
     public abstract void Send(Tensor pieces);
 
@@ -174,6 +174,11 @@ public abstract class BlockRelay : IDisposable
     }
 
     protected abstract void Dispose(bool disposing);
+
+    private protected static void CheckPieces(int count, int pieces, int rank)
+    {
+        if (count < 0 || count > pieces) throw new LaspException($"Relay on rank {rank}: cannot wait for {count} of {pieces} pieces; wait for 0 to {pieces}");
+    }
 
     private protected static int Receiver(int? to, int rank) => to ?? throw new LaspException($"Relay on rank {rank}: this rank passes nothing on; name the rank that it sends to when the relay begins");
 }

@@ -6,6 +6,7 @@ namespace LaspNative.Collectives;
 internal sealed class MessageRelay : BlockRelay
 {
     private readonly ICommunicator _group;
+    private readonly DType _dtype;
     private readonly BlockLayout _pieces;
     private readonly int? _to;
     private readonly Queue<CommunicationWork> _receives = new();
@@ -15,7 +16,7 @@ internal sealed class MessageRelay : BlockRelay
 
     public MessageRelay(ICommunicator group, Shape shape, DType dtype, BlockLayout pieces, int? from, int? to)
     {
-        (_group, _pieces, _to) = (group, pieces, to);
+        (_group, _dtype, _pieces, _to) = (group, dtype, pieces, to);
         if (from is not { } sender) return;
         Block = Tensor.Empty(shape, dtype, group.Device, MemoryCategory.Communication);
         for (int piece = 0; piece < pieces.Ranks; piece++) _receives.Enqueue(group.Receive(Part(Block, 0, piece), sender));
@@ -25,12 +26,13 @@ internal sealed class MessageRelay : BlockRelay
 
     public override void Wait(int count)
     {
+        CheckPieces(count, _pieces.Ranks, _group.Rank);
         for (; _arrived < count && _receives.TryDequeue(out CommunicationWork? receive); _arrived++) receive.Wait();
     }
 
     public override void Send(Tensor pieces)
     {
-        (int first, int end) = (_passed, _pieces.EndOf(pieces, _passed, _group.Rank));
+        (int first, int end) = (_passed, _pieces.EndOf(pieces, _dtype, _passed, _group.Rank));
         for (; _passed < end; _passed++) _sends.Add(_group.Send(Part(pieces, first, _passed), Receiver(_to, _group.Rank)));
     }
 

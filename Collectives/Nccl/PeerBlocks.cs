@@ -72,7 +72,7 @@ internal sealed class PeerBlocks : IDisposable
     {
         (long message, int slot) = Begin();
         Tensor? block = from is null ? null : Tensor.WrapDevicePointer(Slot(Rank, slot), shape, dtype, _device);
-        return new Relayed(this, message, block, pieces, to, counters);
+        return new Relayed(this, message, block, dtype, pieces, to, counters);
     }
 
     public void Abort() => _memory.Abort(series: 0, _messages);
@@ -152,7 +152,7 @@ internal sealed class PeerBlocks : IDisposable
         }
     }
 
-    private sealed class Relayed(PeerBlocks owner, long message, Tensor? block, BlockLayout pieces, int? to, CommunicationCounters counters) : BlockRelay
+    private sealed class Relayed(PeerBlocks owner, long message, Tensor? block, DType dtype, BlockLayout layout, int? to, CommunicationCounters counters) : BlockRelay
     {
         private readonly int _slot = (int)(message % Slots);
         private int _arrived, _passed; // pieces
@@ -161,22 +161,23 @@ internal sealed class PeerBlocks : IDisposable
 
         public override void Wait(int count)
         {
+            CheckPieces(count, layout.Ranks, owner.Rank);
             if (block is null || count <= _arrived) return;
             _arrived = count;
             owner._device.Context.MakeCurrent();
             owner._memory.Await(owner._device.Stream, owner.PieceFlag(_slot, count - 1), message); // those before it came before it
         }
 
-        public override void Send(Tensor passed)
+        public override void Send(Tensor pieces)
         {
-            (int first, int end, int reader) = (_passed, pieces.EndOf(passed, _passed, owner.Rank), Receiver(to, owner.Rank));
+            (int first, int end, int reader) = (_passed, layout.EndOf(pieces, dtype, _passed, owner.Rank), Receiver(to, owner.Rank));
             owner._device.Context.MakeCurrent();
             CudaStream queue = owner.FollowCompute();
             if (first == 0) owner.AwaitRoom(queue, reader, _slot, message);
             for (; _passed < end; _passed++)
             {
-                (long start, long bytes) = (pieces.Start(_passed) * passed.DType.Size(), pieces.Count(_passed) * passed.DType.Size());
-                queue.CopyAsync(passed.Pointer + (nint)(start - (pieces.Start(first) * passed.DType.Size())), owner.Slot(reader, _slot) + (nint)start, bytes);
+                (long start, long bytes) = (layout.Start(_passed) * dtype.Size(), layout.Count(_passed) * dtype.Size());
+                queue.CopyAsync(pieces.Pointer + (nint)(start - (layout.Start(first) * dtype.Size())), owner.Slot(reader, _slot) + (nint)start, bytes);
                 owner._memory.Raise(queue, reader, owner.PieceFlag(_slot, _passed), message);
                 counters.Count(CollectiveKind.SendReceive, bytes);
             }
@@ -185,7 +186,7 @@ internal sealed class PeerBlocks : IDisposable
 
         protected override void Dispose(bool disposing)
         {
-            Wait(pieces.Ranks);
+            Wait(layout.Ranks);
             owner._device.Context.MakeCurrent();
             if (_passed > 0) owner._device.Stream.WaitFor(owner._sent[_slot]);
             owner.End(owner.FollowCompute(), _slot, message);

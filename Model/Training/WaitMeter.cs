@@ -96,7 +96,7 @@ internal sealed class WaitMeter(ICommunicator group, WaitAccount account) : ICom
 
         public override void Wait(int count) => account.Measure(new PieceArrival(relay, count));
 
-        public override void Send(Tensor piece) => relay.Send(piece);
+        public override void Send(Tensor pieces) => relay.Send(pieces);
 
         protected override void Dispose(bool disposing) => relay.Dispose();
     }

@@ -106,7 +106,7 @@ internal sealed class TimedCommunicator(ICommunicator group) : ICommunicator
 
         public override void Wait(int count) => owner.Time(() => relay.Wait(count));
 
-        public override void Send(Tensor piece) => relay.Send(piece);
+        public override void Send(Tensor pieces) => relay.Send(pieces);
 
         protected override void Dispose(bool disposing) => relay.Dispose();
     }
@@ -118,7 +118,7 @@ internal sealed class TimedCommunicator(ICommunicator group) : ICommunicator
 
         public override void Wait(int count) { }
 
-        public override void Send(Tensor piece) { }
+        public override void Send(Tensor pieces) { }
 
         protected override void Dispose(bool disposing) => Block?.Dispose();
     }

@@ -54,12 +54,16 @@ public abstract partial class CollectiveContract
         RefusedRelay($"Relay on rank {r.Rank}: rank 2 is not in this group of 2", () => r.World.Relay([4], DType.F32, 1, 2, null));
         using Tensor two = Filled(r, DType.F32, 2, i => i), three = Filled(r, DType.F32, 3, i => i);
         using BlockRelay relay = r.World.Relay([5], DType.F32, 2, r.Rank == 1 ? 0 : null, r.Rank == 0 ? 1 : null);
+        RefusedRelay($"Relay on rank {r.Rank}: cannot wait for 3 of 2 pieces; wait for 0 to 2", () => relay.Wait(3));
+        RefusedRelay($"Relay on rank {r.Rank}: cannot wait for -1 of 2 pieces; wait for 0 to 2", () => relay.Wait(-1));
         if (r.Rank == 1)
         {
             RefusedRelay("Relay on rank 1: this rank passes nothing on; name the rank that it sends to when the relay begins", () => relay.Send(three));
             return;
         }
         RefusedRelay("Relay on rank 0: pieces 0 to 0 of 2 have 3 elements, but [2] has 2; pass whole pieces on", () => relay.Send(two));
+        using (Tensor narrow = Filled(r, DType.BF16, 3, i => i))
+            RefusedRelay("Relay on rank 0: the relay is of F32, but [3] is BF16; cast it first", () => relay.Send(narrow));
         relay.Send(three);
         relay.Send(two);
         RefusedRelay("Relay on rank 0: all 2 pieces were passed on already; a block has no more", () => relay.Send(two));
