@@ -76,7 +76,8 @@ internal sealed class GradientBuckets : IDisposable
 
     /// <summary>
     /// Call once after backward, on every rank. Waits for what is in flight; then, undivided, every parameter's gradient is the sum, and divided, the sums are in <see cref="TakeShard"/>.
-    /// The first time it throws <see cref="LaspException"/>, on every rank, where one has sent its gradients in another order; it reads back what they say, and so waits for the pass.
+    /// The first time it throws <see cref="LaspException"/>, on every rank, where one has sent its gradients in another order; it reads back what they say, and so waits for the pass. Between
+    /// GPUs it finds what has the same length: messages of different lengths, which nobody there compares, need not end.
     /// </summary>
     public void Finish()
     {
@@ -87,7 +88,7 @@ internal sealed class GradientBuckets : IDisposable
         _group.Wait(_works.AsSpan(0, count));
         _works.AsSpan(0, count).Clear();
         _started = 0;
-        if (!_isOrderKnown) CompareOrders();
+        if (!_isOrderKnown && _order.Length > 0) CompareOrders();
         foreach (Bucket bucket in _buckets)
         {
             if (_stage == ZeroStage.None) HandBack(bucket);
@@ -163,8 +164,6 @@ internal sealed class GradientBuckets : IDisposable
 
     private void CompareOrders()
     {
-        _isOrderKnown = true;
-        if (_order.Length == 0) return;
         using Tensor own = Tensor.FromSpan(_order, [_order.Length], _group.Device, MemoryCategory.Workspace), all = Tensor.Empty([_group.Size, _order.Length], own.DType, own.Device, MemoryCategory.Workspace);
         _group.AllGather(own, all).Wait();
         int[] orders = all.ToArray<int>();
@@ -173,6 +172,7 @@ internal sealed class GradientBuckets : IDisposable
             Bucket sent = _buckets[orders[i]], first = _buckets[orders[i % _order.Length]];
             if (sent != first) throw new LaspException($"rank {i / _order.Length} has sent the gradients of the bucket of {NameOf(sent)} where rank 0 sent those of {NameOf(first)}, so that sums are wrong; record the same functions on every rank");
         }
+        _isOrderKnown = true;
     }
 
     private static string NameOf(Bucket bucket) => $"'{bucket.Layout.Pieces[0].Parameter.Name}'";
