@@ -1,4 +1,4 @@
-// Gradients of q, k and the log decay of linear attention with a decay per channel, on tensor cores; dv and the states are linear_attention_channel_decay's. Every chunk of 64 tokens
+// Gradients of q, k and the log decay of linear attention with a decay per channel, on tensor cores; the states are linear_attention_channel_states', dv and those of its walk linear_attention_channel_decay's. Every chunk of 64 tokens
 // is on its own: P is the state that enters it and D the gradient of the one that leaves it. Per channel, with from_i, to_j, A of the chunk and A_ij = scale dO_i . v_j for i >= j,
 //     dq_i = scale from_i . (dO_i P^T) + sum_j A_ij exp(G_i - G_j) . k_j            dk_j = to_j . (v_j D^T) + sum_i A_ij exp(G_i - G_j) . q_i
 //     dg_i = the sum of all paths that cross position i; nothing is subtracted:

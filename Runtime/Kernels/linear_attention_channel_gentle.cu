@@ -3,7 +3,7 @@
 //     forward     weight_n = exp(sum of g over rows 0 .. n)         near = scale weight . q     far = k / weight                 v = v, out = o
 //     backward    weight_n = exp(sum of g over rows 0 .. n - 1)     near = weight . k           far = scale q / weight           v = dO, out = dv
 //     out_n = near_n S + sum_{m <= n} (near_n . far_m) v_m          S <- A . (S + sum_m far_m^T v_m)          A = exp(sum of g over all rows)
-// Parameters, layouts and chunk_states as there; fp32 states in registers, bf16 operands, fixed order. The walk ends where a chunk is not gentle:
+// Parameters, layouts and chunk_states as there, but entering [segments, B, H, D, E] fp32 (null: zero): S where the segment begins. fp32 states in registers, bf16 operands, fixed order. The walk ends where a chunk is not gentle:
 // reached [segments, B, H] = chunks walked, and stopped [segments, B, H, D, E] fp32 = the state that enters the next one, from which linear_attention_channel_decay goes on.
 // Launch, both: 384 threads, one block per (segment, b, h), h fastest; 231680 bytes of shared memory.
 #include "channel_decay_panels.cuh"

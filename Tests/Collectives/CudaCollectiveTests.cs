@@ -136,7 +136,7 @@ public sealed class NcclTests : CollectiveContract
         Run(ranks, dtype, r => PeerShardsCheck.Run(r, dtype));
     }
 
-    /// <summary>A rank's part for itself goes beside NCCL, also where there is nothing else: behind the work that makes it, before the work that reads it or writes its source anew.</summary>
+    /// <summary>What a rank keeps goes with the rest, also where there is nothing else: behind the work that makes it, before the work that reads it or writes its source anew.</summary>
     [Theory]
     [InlineData(true)]
     [InlineData(false)]

@@ -1,9 +1,9 @@
 namespace LaspNative.Runtime.Cuda;
 
 /// <summary>
-/// A bound for what the gradients of a decay per channel keep: states of all chunks, of which a long run has many. A single long row is walked in ranges of segments, one after another, each
-/// entered by a state and left by a gradient as a rank is, from the last to the first where what leaves the segments is found on the way; many rows are taken in groups. The states of the segments,
-/// a 256th of those of the chunks, are held for the whole run.
+/// A bound for what the gradients of a decay per channel keep, and that of a decay per token asked for by itself: states of all chunks, of which a long run has many. A single long row is walked in
+/// ranges of segments, one after another, each entered by a state and left by a gradient as a rank is, from the last to the first where what leaves the segments is found on the way; many rows are
+/// taken in groups. The states of the segments, a 256th of those of the chunks, are held for the whole run.
 /// </summary>
 internal sealed partial class CudaBackend
 {
