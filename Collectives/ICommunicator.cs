@@ -136,15 +136,19 @@ public abstract class CommunicationWork
 /// <summary>The ranks' blocks of one <see cref="ICommunicator.Gather"/>, in flight and then in place. The source must not change before it is disposed.</summary>
 public abstract class BlockGather : IDisposable
 {
+    private bool _disposed;
+
     /// <summary>[W, ...], in rank order. A rank's block may be read by work queued after <see cref="Wait"/> for it and before the gather is disposed.</summary>
     public abstract Tensor Blocks { get; }
 
     /// <summary>After this call, work queued on the device sees the blocks of <paramref name="count"/> ranks from <paramref name="first"/> on. Throws as <see cref="CommunicationWork.Wait"/> does.</summary>
     public abstract void Wait(int first, int count);
 
-    /// <summary>Waits for what is still being sent, and gives the memory back.</summary>
+    /// <summary>Waits for what is still being sent, and gives the memory back; the second time it does nothing.</summary>
     public void Dispose()
     {
+        if (_disposed) return;
+        _disposed = true;
         Dispose(disposing: true);
         GC.SuppressFinalize(this);
     }
@@ -155,6 +159,8 @@ public abstract class BlockGather : IDisposable
 /// <summary>One <see cref="ICommunicator.Relay"/> in flight: what comes to this rank, and what it passes on.</summary>
 public abstract class BlockRelay : IDisposable
 {
+    private bool _disposed;
+
     /// <summary>What comes, of the relay's shape; null where nothing does. A piece may be read by work queued after <see cref="Wait"/> for it and before the relay is disposed.</summary>
     public abstract Tensor? Block { get; }
 
@@ -166,9 +172,11 @@ public abstract class BlockRelay : IDisposable
     /// </summary>
     public abstract void Send(Tensor pieces);
 
-    /// <summary>Waits for what is still on its way in either direction, and gives the memory back.</summary>
+    /// <summary>Waits for what is still on its way in either direction, and gives the memory back; the second time it does nothing.</summary>
     public void Dispose()
     {
+        if (_disposed) return;
+        _disposed = true;
         Dispose(disposing: true);
         GC.SuppressFinalize(this);
     }
