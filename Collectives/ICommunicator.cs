@@ -133,44 +133,10 @@ public abstract class CommunicationWork
     }
 }
 
-/// <summary>The ranks' blocks of one <see cref="ICommunicator.Gather"/>, in flight and then in place. The source must not change before it is disposed.</summary>
-public abstract class BlockGather : IDisposable
+/// <summary>Blocks whose memory is the communicator's as long as they are used here.</summary>
+public abstract class BlocksInFlight : IDisposable
 {
     private bool _disposed;
-
-    /// <summary>[W, ...], in rank order. A rank's block may be read by work queued after <see cref="Wait"/> for it and before the gather is disposed.</summary>
-    public abstract Tensor Blocks { get; }
-
-    /// <summary>After this call, work queued on the device sees the blocks of <paramref name="count"/> ranks from <paramref name="first"/> on. Throws as <see cref="CommunicationWork.Wait"/> does.</summary>
-    public abstract void Wait(int first, int count);
-
-    /// <summary>Waits for what is still being sent, and gives the memory back; the second time it does nothing.</summary>
-    public void Dispose()
-    {
-        if (_disposed) return;
-        _disposed = true;
-        Dispose(disposing: true);
-        GC.SuppressFinalize(this);
-    }
-
-    protected abstract void Dispose(bool disposing);
-}
-
-/// <summary>One <see cref="ICommunicator.Relay"/> in flight: what comes to this rank, and what it passes on.</summary>
-public abstract class BlockRelay : IDisposable
-{
-    private bool _disposed;
-
-    /// <summary>What comes, of the relay's shape; null where nothing does. A piece may be read by work queued after <see cref="Wait"/> for it and before the relay is disposed.</summary>
-    public abstract Tensor? Block { get; }
-
-    /// <summary>After this call, work queued on the device sees the first <paramref name="count"/> pieces of <see cref="Block"/>; where nothing comes it does nothing. Throws as <see cref="CommunicationWork.Wait"/> does.</summary>
-    public abstract void Wait(int count);
-
-    /// <summary>
-    /// Passes the next piece on, or several in one tensor, of the relay's type, as they are when the work queued so far has run. They must not change until the relay is disposed, and all must have been passed on by then.
-    /// </summary>
-    public abstract void Send(Tensor pieces);
 
     /// <summary>Waits for what is still on its way in either direction, and gives the memory back; the second time it does nothing.</summary>
     public void Dispose()
@@ -182,6 +148,31 @@ public abstract class BlockRelay : IDisposable
     }
 
     protected abstract void Dispose(bool disposing);
+}
+
+/// <summary>The ranks' blocks of one <see cref="ICommunicator.Gather"/>, in flight and then in place. The source must not change before it is disposed.</summary>
+public abstract class BlockGather : BlocksInFlight
+{
+    /// <summary>[W, ...], in rank order. A rank's block may be read by work queued after <see cref="Wait"/> for it and before the gather is disposed.</summary>
+    public abstract Tensor Blocks { get; }
+
+    /// <summary>After this call, work queued on the device sees the blocks of <paramref name="count"/> ranks from <paramref name="first"/> on. Throws as <see cref="CommunicationWork.Wait"/> does.</summary>
+    public abstract void Wait(int first, int count);
+}
+
+/// <summary>One <see cref="ICommunicator.Relay"/> in flight: what comes to this rank, and what it passes on.</summary>
+public abstract class BlockRelay : BlocksInFlight
+{
+    /// <summary>What comes, of the relay's shape; null where nothing does. A piece may be read by work queued after <see cref="Wait"/> for it and before the relay is disposed.</summary>
+    public abstract Tensor? Block { get; }
+
+    /// <summary>After this call, work queued on the device sees the first <paramref name="count"/> pieces of <see cref="Block"/>; where nothing comes it does nothing. Throws as <see cref="CommunicationWork.Wait"/> does.</summary>
+    public abstract void Wait(int count);
+
+    /// <summary>
+    /// Passes the next piece on, or several in one tensor, of the relay's type, as they are when the work queued so far has run. They must not change until the relay is disposed, and all must have been passed on by then.
+    /// </summary>
+    public abstract void Send(Tensor pieces);
 
     private protected static void CheckPieces(int count, int pieces, int rank)
     {
