@@ -107,7 +107,9 @@ for part in "$@"; do
                 same_losses processes-$dtype one-$dtype "$tolerance"
             done
             check "NCCL tests" "$bundle/LaspNative.Tests" --filter-trait Category=TwoGpus; grep -E "total:|succeeded:|failed:|skipped:" "$work/log" ;;
-        four) check "NCCL tests of four GPUs" "$bundle/LaspNative.Tests" --filter-trait Category=FourGpus; grep -E "total:|succeeded:|failed:|skipped:" "$work/log" ;;
+        four) # the collectives' rows are those of two GPUs, and of more where there are
+            check "NCCL tests of four GPUs" "$bundle/LaspNative.Tests" --filter-trait Category=FourGpus; grep -E "total:|succeeded:|failed:|skipped:" "$work/log"
+            check "NCCL collectives of four GPUs" "$bundle/LaspNative.Tests" --filter-class '*Collectives.NcclTests'; grep -E "total:|succeeded:|failed:|skipped:" "$work/log" ;;
         *) echo "unknown part '$part'"; failed=1 ;;
     esac
 done

@@ -20,33 +20,15 @@ public sealed class NcclFailureTests
     [Theory]
     [InlineData(0)]
     [InlineData(1)]
-    public Task Blocks_that_arrive_after_their_sender_has_failed_hold_nobody(int failing) => EndsWithTheFirstError((r, fail) =>
-    {
-        using Tensor source = Tensor.Zeros([1000], DType.F32, r.Device);
-        using var load = new Load(r);
-        if (r.Rank == failing) load.Keep(copies: 200);
-        Gather(r, source, times: 3);
-        if (r.Rank == failing) fail();
-        load.Keep(copies: 600);
-        Gather(r, source, times: 4); // into the same memory; the last one's sender has never begun it
-        r.World.Barrier();
-    });
+    public Task Blocks_that_arrive_after_their_sender_has_failed_hold_nobody(int failing) =>
+        EndsWithTheFirstError((r, fail) => FailBetween(r, failing, fail, Gather, before: 3, after: 4)); // into the same memory; the last one's sender has never begun it
 
     /// <summary>The last rank waits for pieces, or the first for room for them, that the other never gives.</summary>
     [Theory]
     [InlineData(0)]
     [InlineData(1)]
-    public Task Pieces_that_never_come_or_find_no_room_hold_nobody(int failing) => EndsWithTheFirstError((r, fail) =>
-    {
-        using Tensor block = Tensor.Zeros([1000], DType.F32, r.Device);
-        using var load = new Load(r);
-        if (r.Rank == failing) load.Keep(copies: 200);
-        Relay(r, block, times: 3);
-        if (r.Rank == failing) fail();
-        load.Keep(copies: 600);
-        Relay(r, block, times: 10);
-        r.World.Barrier();
-    });
+    public Task Pieces_that_never_come_or_find_no_room_hold_nobody(int failing) =>
+        EndsWithTheFirstError((r, fail) => FailBetween(r, failing, fail, Relay, before: 3, after: 10));
 
     /// <summary>Sums in the background, held back likewise: by NCCL, and by copy engines.</summary>
     [Theory]
@@ -123,6 +105,19 @@ public sealed class NcclFailureTests
             using BlockGather gather = rank.World.Gather(source);
             gather.Wait(0, rank.Size);
         }
+    }
+
+    /// <summary>Exchanges a block so many times; then one rank fails, whose GPU is held back, and the other, held back longer, goes on.</summary>
+    private static void FailBetween(RankContext rank, int failing, Action fail, Action<RankContext, Tensor, int> exchange, int before, int after)
+    {
+        using Tensor block = Tensor.Zeros([1000], DType.F32, rank.Device);
+        using var load = new Load(rank);
+        if (rank.Rank == failing) load.Keep(copies: 200);
+        exchange(rank, block, before);
+        if (rank.Rank == failing) fail();
+        load.Keep(copies: 600);
+        exchange(rank, block, after);
+        rank.World.Barrier();
     }
 
     /// <summary>From the first rank to the last of two, in four pieces.</summary>

@@ -7,4 +7,16 @@ namespace LaspNative.Tests;
 /// GPU, also for a collective of the other world, which waits for a rank whose GPU does the same the other way round.
 /// </summary>
 [CollectionDefinition(nameof(OverNccl), DisableParallelization = true)]
-public sealed class OverNccl;
+public sealed class OverNccl
+{
+    /// <summary>Rows of a theory over ranks, each with the trait of the hosts that it needs: Category=TwoGpus, or FourGpus, where there are ranks between others, which receive and send on.</summary>
+    internal static IEnumerable<TRow> ByGpus<TRow>(IEnumerable<TRow> rows, Func<TRow, int> ranks)
+        where TRow : TheoryDataRowBase
+    {
+        foreach (TRow row in rows)
+        {
+            row.Traits["Category"] = [ranks(row) <= 2 ? "TwoGpus" : "FourGpus"];
+            yield return row;
+        }
+    }
+}

@@ -107,7 +107,8 @@ public class StrategyVirtualRankTests : StrategyGpuContract
 }
 
 /// <summary>One GPU per rank, over NCCL.</summary>
-public abstract class StrategyNcclContract : StrategyGpuContract
+[Collection(nameof(OverNccl))]
+public class StrategyNcclTests : StrategyGpuContract
 {
     protected override WorldOptions World(int ranks)
     {
@@ -115,46 +116,19 @@ public abstract class StrategyNcclContract : StrategyGpuContract
         return new WorldOptions(DeviceKind.Cuda);
     }
 
-    protected void AssertSameBits(int w, DecayKind decay) => StrategyMatrixTests.AssertSameBits(World(w), w, decay, ["packed"]);
-}
+    public static IEnumerable<TheoryDataRow<string, int, int, DecayKind, string>> Cases() =>
+        OverNccl.ByGpus(StrategyMatrixTests.Matrix([.. StrategyVirtualRankTests.StrategyNames()], [2, 3, 4]), row => row.Data.Item2);
 
-/// <summary>Over two GPUs: every rank is the first or the last.</summary>
-[Trait("Category", "TwoGpus")]
-[Collection(nameof(OverNccl))]
-public class StrategyNcclTests : StrategyNcclContract
-{
-    public static TheoryData<string, int, int, DecayKind, string> Cases() => StrategyMatrixTests.Matrix([.. StrategyVirtualRankTests.StrategyNames()], [2]);
+    public static IEnumerable<TheoryDataRow<string, int, DecayKind>> Bf16Cases() =>
+        OverNccl.ByGpus([.. StrategyVirtualRankTests.Bf16Cases(2), .. StrategyVirtualRankTests.Bf16Cases(4)], row => row.Data.Item2);
 
-    public static TheoryData<string, int, DecayKind> Bf16Cases() => StrategyVirtualRankTests.Bf16Cases();
+    public static IEnumerable<TheoryDataRow<string, int>> PassingStates() => OverNccl.ByGpus(
+        from strategy in (string[])["lasp1", "lasp2", "zeco"]
+        from w in (int[])[2, 4]
+        select new TheoryDataRow<string, int>(strategy, w), row => row.Data.Item2);
 
-    [Theory]
-    [MemberData(nameof(Cases))]
-    public void F32_equals_the_definition(string strategy, int w, int n, DecayKind decay, string kind) => AssertF32(strategy, w, n, decay, kind);
-
-    [Theory]
-    [MemberData(nameof(Bf16Cases))]
-    public void Bf16_errs_at_most_twice_as_much_as_the_naive_op(string strategy, int w, DecayKind decay) => AssertBf16(strategy, w, decay);
-
-    [Theory]
-    [InlineData("lasp1")]
-    [InlineData("lasp2")]
-    [InlineData("zeco")]
-    public void Bytes_per_layer_are_the_formula(string strategy) => AssertBytes(strategy, 2);
-
-    [Theory]
-    [InlineData(2, DecayKind.None)]
-    [InlineData(2, DecayKind.Channel)]
-    public void Strategies_that_pass_states_give_the_same_bits(int w, DecayKind decay) => AssertSameBits(w, decay);
-}
-
-/// <summary>Over three and four GPUs: ranks between others, which receive and send on.</summary>
-[Trait("Category", "FourGpus")]
-[Collection(nameof(OverNccl))]
-public class StrategyFourGpuTests : StrategyNcclContract
-{
-    public static TheoryData<string, int, int, DecayKind, string> Cases() => StrategyMatrixTests.Matrix([.. StrategyVirtualRankTests.StrategyNames()], [3, 4]);
-
-    public static TheoryData<string, int, DecayKind> Bf16Cases() => StrategyVirtualRankTests.Bf16Cases(4);
+    public static IEnumerable<TheoryDataRow<int, DecayKind>> SameBits() => OverNccl.ByGpus<TheoryDataRow<int, DecayKind>>(
+        [(2, DecayKind.None), (2, DecayKind.Channel), (3, DecayKind.Token), (4, DecayKind.Head), (4, DecayKind.Channel)], row => row.Data.Item1);
 
     [Theory]
     [MemberData(nameof(Cases))]
@@ -165,14 +139,10 @@ public class StrategyFourGpuTests : StrategyNcclContract
     public void Bf16_errs_at_most_twice_as_much_as_the_naive_op(string strategy, int w, DecayKind decay) => AssertBf16(strategy, w, decay);
 
     [Theory]
-    [InlineData("lasp1")]
-    [InlineData("lasp2")]
-    [InlineData("zeco")]
-    public void Bytes_per_layer_are_the_formula(string strategy) => AssertBytes(strategy, 4);
+    [MemberData(nameof(PassingStates))]
+    public void Bytes_per_layer_are_the_formula(string strategy, int w) => AssertBytes(strategy, w);
 
     [Theory]
-    [InlineData(3, DecayKind.Token)]
-    [InlineData(4, DecayKind.Head)]
-    [InlineData(4, DecayKind.Channel)]
-    public void Strategies_that_pass_states_give_the_same_bits(int w, DecayKind decay) => AssertSameBits(w, decay);
+    [MemberData(nameof(SameBits))]
+    public void Strategies_that_pass_states_give_the_same_bits(int w, DecayKind decay) => StrategyMatrixTests.AssertSameBits(World(w), w, decay, ["packed"]);
 }

@@ -30,31 +30,17 @@ public class ZeroGpuTests
 }
 
 /// <summary>The same over NCCL, one GPU per rank.</summary>
-[Trait("Category", "TwoGpus")]
 [Collection(nameof(OverNccl))]
 public class ZeroNcclTests
 {
-    [Theory]
-    [InlineData(1, 2)]
-    [InlineData(2, 1)]
-    public void Two_gpus_train_as_one_does_in_every_stage(int dp, int sp)
-    {
-        Gpu.Require(2);
-        ZeroGpuTests.AssertEveryStage(dp, sp, new WorldOptions(DeviceKind.Cuda, 2));
-    }
-}
+    public static IEnumerable<TheoryDataRow<int, int>> Meshes() =>
+        OverNccl.ByGpus<TheoryDataRow<int, int>>([(1, 2), (2, 1), (1, 4), (2, 2), (4, 1)], row => row.Data.Item1 * row.Data.Item2);
 
-[Trait("Category", "FourGpus")]
-[Collection(nameof(OverNccl))]
-public class ZeroFourGpuTests
-{
     [Theory]
-    [InlineData(1, 4)]
-    [InlineData(2, 2)]
-    [InlineData(4, 1)]
-    public void Four_gpus_train_as_one_does_in_every_stage(int dp, int sp)
+    [MemberData(nameof(Meshes))]
+    public void Gpus_train_as_one_does_in_every_stage(int dp, int sp)
     {
-        Gpu.Require(4);
-        ZeroGpuTests.AssertEveryStage(dp, sp, new WorldOptions(DeviceKind.Cuda, 4));
+        Gpu.Require(dp * sp);
+        ZeroGpuTests.AssertEveryStage(dp, sp, new WorldOptions(DeviceKind.Cuda, dp * sp));
     }
 }
